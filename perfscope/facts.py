@@ -1,0 +1,173 @@
+"""The facts of a run as every renderer shows them: the HTML page, the terminal and the Markdown say the same numbers.
+
+Nothing here formats for one medium; `perfscope.sections` holds the digits, the renderers the looks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from perfscope.measure.stats import Interval
+from perfscope.record import BASE, BatchResult, Run, label
+from perfscope.sections import DASH, change, figures, lengths, ordered, percent, plain, scaled, share, words
+
+#: Short names for narrow tables.
+SHORT = {"activation": "act", "attention": "attn", "dropout": "drop", "embedding": "embed", "communication": "comm"}
+LAUNCH_BOUND = 0.10      # METHOD section 1: above this the step is host-bound
+
+
+@dataclass(frozen=True)
+class Row:
+    """One batch size as shown: texts with only the digits that the intervals support, as (point, plus-minus)."""
+
+    batch: BatchResult
+    step_ms: tuple[str, str]
+    shares: dict[str, tuple[str, str]]      # part -> percent
+    floor_ms: str
+    efficiency: str
+    samples_per_s: str
+    note: str                               # what happened instead of, or beside, a measurement
+
+
+def results(run: Run) -> list[BatchResult]:
+    """The batch sizes that have derived values."""
+    return [b for b in run.batches if b.derived and b.derived.parts]
+
+
+def part_names(run: Run) -> list[str]:
+    """Every part that some batch size has, in ladder order, the base first."""
+    return ordered({p for b in results(run) for p in b.derived.parts})
+
+
+def short(run: Run, part: str) -> str:
+    """The name of a part for a narrow table."""
+    return plain(run.base_label) if part == BASE else SHORT.get(part, plain(part))
+
+
+def focus(run: Run) -> BatchResult | None:
+    """The batch size that the report talks about: the one with the best throughput."""
+    return max(results(run), key=lambda b: b.derived.samples_per_s, default=None)
+
+
+def published(run: Run) -> str:
+    """Where the figures come from, if they were read from a publication and not measured by perfscope."""
+    return plain(run.extra.get("published", "")) if isinstance(run.extra.get("published"), str) else ""
+
+
+def note(batch: BatchResult) -> str:
+    """What the reader must know about a batch size, "" if it simply went well."""
+    known = {"ok": "", "partial": "partial", "out-of-memory": "out of memory", "failed": "failed"}
+    text = known.get(batch.status, plain(batch.status))
+    if not batch.derived and batch.status in ("ok", "partial"):
+        n = len(batch.rounds)
+        text = f"{text or 'no result'}: {n} round{'s' * (n != 1)}, too few to derive anything"
+    return text
+
+
+def rows(run: Run) -> list[Row]:
+    """All batch sizes of a run, in its order, also those that ran out of memory."""
+    out = []
+    for b in run.batches:
+        d = b.derived if b.derived and b.derived.parts else None
+        out.append(Row(
+            b, scaled(d.step) if d else (DASH, ""), {p: share(v.share) for p, v in d.parts.items()} if d else {},
+            figures(d.floor_s * 1e3) if d and d.floor_s else DASH, percent(d.efficiency) if d and d.efficiency else DASH,
+            figures(d.samples_per_s) if d and d.samples_per_s else DASH, note(b)))
+    return out
+
+
+def headline(run: Run) -> list[str]:
+    """What was measured, where, how well: the pieces of the first line."""
+    w, env = run.workload, run.environment
+    setting = ", ".join(plain(s) for s in (w.dtype, w.memory_format if w.memory_format != "contiguous" else "",
+                                           f"compile {w.compile}" if w.compile not in ("off", "") else "",
+                                           "CUDA graph" if w.cuda_graph else "") if s)
+    versions = env.software.get("torch") or run.provenance.versions.get("torch")
+    pieces = [w.name, setting, env.device_name or env.device, f"torch {versions}" if versions else "",
+              f"{env.world_size} ranks" if env.world_size > 1 else ""]
+    return [plain(p) for p in pieces if p] + clock(run)
+
+
+def clock(run: Run) -> list[str]:
+    """Which clock, how many rounds and what they can see; or that these are published figures."""
+    if published(run):
+        return ["published figures, not measured by perfscope"]
+    counts = sorted({b.derived.rounds for b in results(run)} - {0})
+    if not counts:
+        return ["nothing derived yet"]
+    span = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    worst = max((b.derived.resolution for b in results(run)), default=0.0)
+    sees = f", sees changes of {change(worst)} and more" if worst > 0 and math.isfinite(worst) else ""
+    return [f"step clock, {span} rounds{sees}"]
+
+
+def largest_part(batch: BatchResult) -> str:
+    """The part, besides the base, with the largest share; "" if there is only the base."""
+    return max((p for p in batch.derived.parts if p != BASE), key=lambda p: batch.derived.parts[p].share.point, default="")
+
+
+def verdict(run: Run) -> str:
+    """The one sentence of a run: the step, its largest cost besides the base, and how far from the floor it is."""
+    best = focus(run)
+    if best is None:
+        seen = ", ".join(f"batch {b.batch_size} {note(b)}" for b in run.batches) or "no batch size was finished"
+        return f"Nothing can be said yet: {seen}."
+    d = best.derived
+    text = f"At batch {best.batch_size} a training step takes {words(scaled(d.step), 'ms')}"
+    part = largest_part(best)
+    if part:
+        text += f", of which {label(run, part)} is {words(share(d.parts[part].share), '%')}"
+        text += f": were it free, the step would be {words(scaled(d.parts[part].seconds), 'ms')} shorter"
+    end = []
+    if d.efficiency and math.isfinite(d.efficiency):
+        end.append(f"The step reaches {percent(d.efficiency)} of what this machine's measured ceilings allow.")
+    if d.launch_bound is not None and d.launch_bound > LAUNCH_BOUND:
+        end.append(f"The device waits for the host {percent(d.launch_bound)} of the time.")
+    return " ".join([plain(text) + ".", *end])
+
+
+def growing(run: Run) -> list[str]:
+    """The parts whose cost per sample grows with the batch, by their names."""
+    return [label(run, p) for p, f in run.scaling.parts.items() if f.kind == "grows"] if run.scaling else []
+
+
+def scaling_words(run: Run) -> list[tuple[str, str]]:
+    """(part, how it scales with the batch, in words), in ladder order."""
+    fits = run.scaling.parts if run.scaling else {}
+    return [(plain(label(run, p)), plain(fits[p].words or fits[p].kind)) for p in ordered(fits)]
+
+
+def sweep_words(run: Run) -> list[str]:
+    """What the sweep over batch sizes says of the whole step: overhead, knee, the largest batch."""
+    s, out = run.scaling, []
+    if s and s.b_half is not None and math.isfinite(s.b_half) and s.b_half > 0:
+        out.append(f"half of the step is overhead at batch {figures(s.b_half, 2)}")
+    if s and s.knee:
+        out.append(f"within 5 % of the best throughput from batch {s.knee}")
+    if run.largest_batch:
+        out.append(f"largest batch that fits: {run.largest_batch}")
+    return out
+
+
+def residues(run: Run) -> list[tuple[str, str, int]]:
+    """(variant, operation, calls) of what should be gone and is not. Never silent."""
+    found = run.inspection.residues if run.inspection else {}
+    return [(plain(v), plain(op), n) for v, ops in found.items() for op, n in ops.items()]
+
+
+def incomplete(run: Run) -> str:
+    """Says so if the run did not come to its end."""
+    known = {"partial": "This record is partial: the run was still going, or was killed, when it was written.",
+             "interrupted": "This run was interrupted: what is here was measured, the rest was not."}
+    return known.get(run.status, "")
+
+
+def per_sample(run: Run) -> tuple[float, str]:
+    """(scale, unit) for seconds per sample over all batch sizes: "µs" or "ms"."""
+    return lengths([b.derived.step.point / b.batch_size for b in results(run)])
+
+
+def over(interval: Interval, batch_size: int) -> Interval:
+    """The interval per sample."""
+    return interval.scaled(1 / batch_size)
