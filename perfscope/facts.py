@@ -6,6 +6,7 @@ Nothing here formats for one medium; `perfscope.sections` holds the digits, the 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from perfscope.measure.stats import Interval
@@ -135,7 +136,7 @@ def growing(run: Run) -> list[str]:
 def scaling_words(run: Run) -> list[tuple[str, str]]:
     """(part, how it scales with the batch, in words), in ladder order."""
     fits = run.scaling.parts if run.scaling else {}
-    return [(plain(label(run, p)), plain(fits[p].words or fits[p].kind)) for p in ordered(fits)]
+    return [(plain(label(run, p)), re.sub(r"(?<=\d) us\b", " µs", plain(fits[p].words or fits[p].kind))) for p in ordered(fits)]
 
 
 def sweep_words(run: Run) -> list[str]:

@@ -104,7 +104,7 @@ class Layer:
     direction: str                              # "forward" or "backward"
     shape: str                                  # "64x32x32 * 128x64x3x3", in words
     flops: float                                # per sample
-    bytes: float                                # fewest bytes moved, per sample (weights spread over the batch counted)
+    bytes: float                                # fewest bytes moved, per sample, weights not counted
     fixed_bytes: float = 0.0                    # bytes per step that do not grow with the batch (weights)
     count: int = 1                              # how many identical ones
     module: str = ""                            # module path where known
@@ -139,7 +139,10 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Variant:
-    """A training step with some of its parts; `parts` leaves out "base", which is always there."""
+    """A training step with some of its parts; `parts` leaves out "base", which is always there.
+
+    The full variant names its parts in the order in which the ladder adds them.
+    """
 
     name: str
     parts: tuple[str, ...]
@@ -251,7 +254,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a part scales: seconds per sample t(B)/B = per_step_s/B + per_sample_s + growth_s * log2(B)."""
+    """How a part scales: seconds per sample t(B)/B = per_step_s/B + per_sample_s + growth_s * log2(B/extra["b_min"])."""
 
     per_step_s: float
     per_sample_s: float

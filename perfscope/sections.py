@@ -12,6 +12,8 @@ import json
 import math
 import re
 import unicodedata
+import zlib
+from base64 import b85encode
 
 from perfscope.measure import stats
 from perfscope.measure.stats import Interval
@@ -162,6 +164,14 @@ def embed(value) -> Html:
     """JSON that is safe inside a <script> element: no "<", no "&", so no end tag and no comment can appear."""
     text = value if isinstance(value, str) else json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Html(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def pack(text: str) -> Html:
+    """Text, deflated, in base 85 (a sixteenth smaller than base 64), for the page's script to unpack.
+
+    The alphabet is RFC 1924's with "," for "<", so that nothing in it can look like markup.
+    """
+    return Html(b85encode(zlib.compress(text.encode("utf-8", "replace"), 9)).replace(b"<", b",").decode())
 
 
 def _figure_json(figure) -> str:

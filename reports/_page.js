@@ -5,8 +5,19 @@
   const html = document.documentElement;
   const trouble = (text) => { const p = document.getElementById("trouble"); p.textContent = text; p.hidden = false; };
 
-  async function unpack(base64) {
-    const bytes = Uint8Array.from(atob(base64.trim()), (c) => c.charCodeAt(0));
+  const DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
+  const VALUE = new Uint8Array(128).fill(84);      // what pads the last group
+  [...DIGITS].forEach((c, i) => { VALUE[c.charCodeAt(0)] = i; });
+  async function unpack(base85) {
+    const text = base85.trim(), groups = Math.ceil(text.length / 5), bytes = new Uint8Array(groups * 4);
+    for (let g = 0, at = 0; g < groups; g++) {
+      let n = 0;
+      for (let k = 0; k < 5; k++, at++) n = n * 85 + (at < text.length ? VALUE[text.charCodeAt(at)] : 84);
+      for (let k = 3; k >= 0; k--, n = Math.floor(n / 256)) bytes[4 * g + k] = n % 256;
+    }
+    return inflate(bytes.subarray(0, bytes.length - (5 * groups - text.length)));
+  }
+  async function inflate(bytes) {
     return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).text();
   }
 

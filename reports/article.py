@@ -6,7 +6,7 @@ from pathlib import Path
 
 from perfscope import facts
 from perfscope.record import Run, label, load
-from perfscope.sections import GRID, colour, escape, figure, scaled, words
+from perfscope.sections import GRID, colour, escape, figure, ordered, scaled, words
 
 TITLE = "Beside the article"
 ORDER = 35
@@ -29,10 +29,10 @@ def epochs(run: Run, longest: float) -> dict:
                  "x": [b.derived.floor_s * IMAGES / b.batch_size for b in floors], "hovertemplate": "floor: %{x:.3~g} s<extra></extra>",
                  "marker": {"symbol": "line-ns", "size": 26, "color": "theme:text", "line": {"width": 2, "color": "theme:text"}}})
     return {"data": data, "layout": {
-        "barmode": "stack", "bargap": 0.25, "height": 110 + 36 * len(have), "showlegend": True, "hovermode": "closest",
+        "barmode": "stack", "bargap": 0.25, "height": 70 + 36 * len(have), "showlegend": False, "hovermode": "closest",
         "xaxis": {"title": {"text": "epoch time, s"}, "range": [0, longest * 1.03], "gridcolor": GRID},
         "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}, "margin": {"t": 20}}}
+        "margin": {"t": 8, "b": 40}}}
 
 
 def render(run: Run, article: bool | None = None) -> str:
@@ -48,6 +48,8 @@ def render(run: Run, article: bool | None = None) -> str:
              ("The article, after the fix", after, both, "batch norm weights back in float32")]
     panels = "".join(f"<div><h3>{escape(title)}</h3><p class=quiet>{escape(words)}</p>{figure(epochs(r, most), title)}</div>"
                      for title, r, most, words in drawn)
+    names = {p: label(r, p) for r in (before, run) for p in facts.part_names(r)}
+    legend = " ".join(f'<span><i class="swatch" style="background:{colour(p)}"></i>{escape(names[p])}</span>' for p in ordered(names))
     source = before.extra.get("published", "")
     return (f'<p>Seconds per 50 000 images, as in the article. Its model is the 64-128-256-256 pre-activation ResNet-18 variant '
-            f'(here: <code>resnet18_cifar</code>). {escape(source)}.</p><div class="trio">{panels}</div>')
+            f'(here: <code>resnet18_cifar</code>). {escape(source)}.</p><p class="legend">{legend} <span><b>|</b> floor</span></p><div class="trio">{panels}</div>')

@@ -8,7 +8,7 @@ from perfscope.sections import TEXT, colour, contrast, escape, figure, scaled, s
 
 TITLE = "Where the time goes"
 ORDER = 20
-BAR = 46              # pixels per batch size
+BAR = 40              # pixels per batch size
 
 
 def bars(run: Run, scale, unit: str, axis: str) -> dict:
@@ -26,7 +26,7 @@ def bars(run: Run, scale, unit: str, axis: str) -> dict:
             "marker": {"color": colour(part), "line": {"color": "theme:ground", "width": 1}},
             "error_x": {"type": "data", "symmetric": False, "array": [s.high - s.point for s in spans], "color": TEXT,
                         "arrayminus": [s.point - s.low for s in spans], "thickness": 1.2, "width": 4},
-            "text": [f"{s.point * 100:.0f} %" for s in shares], "textposition": "inside", "insidetextanchor": "middle", "textangle": 0,
+            "text": [f"{share(s)[0]} %" for s in shares], "textposition": "inside", "insidetextanchor": "middle", "textangle": 0,
             "insidetextfont": {"color": contrast(colour(part))},
             "customdata": [[words(scaled(s, 1), unit), words(share(h), "%")] for s, h in zip(spans, shares)],
             "hovertemplate": f"<b>{name}</b> at batch %{{y}}<br>%{{customdata[0]}} · %{{customdata[1]}} of the step<extra></extra>"})
@@ -37,12 +37,12 @@ def bars(run: Run, scale, unit: str, axis: str) -> dict:
             "x": [b.derived.floor_s * scale(b) for b in floored],
             "marker": {"symbol": "line-ns", "size": BAR * 0.8, "color": TEXT, "line": {"width": 3, "color": TEXT}},
             "hovertemplate": f"floor at batch %{{y}}: %{{x:.3~g}} {unit}<br>what this machine's ceilings allow<extra></extra>"})
-    lost = [{"y": str(b.batch_size), "x": 0, "text": f" {facts.note(b)}", "showarrow": False, "xanchor": "left", "font": {"color": "theme:muted"}}
-            for b in run.batches if b not in have]
+    lost = [{"y": i, "x": 0, "text": f" {escape(facts.note(b))}", "showarrow": False, "xanchor": "left", "font": {"color": "theme:muted"}}
+            for i, b in enumerate(run.batches) if b not in have]
     return {"data": data, "layout": {
-        "barmode": "stack", "bargap": 0.22, "height": 120 + BAR * len(every), "annotations": lost, "uniformtext": {"minsize": 10, "mode": "hide"},
+        "barmode": "stack", "bargap": 0.22, "height": 100 + BAR * len(every), "annotations": lost, "uniformtext": {"minsize": 10, "mode": "hide"},
         "xaxis": {"title": {"text": axis}, "rangemode": "tozero"},
-        "yaxis": {"type": "category", "title": {"text": "batch size"}, "categoryorder": "array", "categoryarray": every,
+        "yaxis": {"type": "category", "title": {"text": "batch size", "standoff": 12}, "categoryorder": "array", "categoryarray": every,
                   "range": [len(every) - 0.5, -0.5], "showgrid": False},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}, "margin": {"t": 20}}}
 

@@ -7,15 +7,13 @@ A content security policy forbids every request, so that the page stays offline 
 from __future__ import annotations
 
 import re
-import zlib
-from base64 import b64encode
 from functools import lru_cache
 from pathlib import Path
 
 from perfscope import facts
 from perfscope.errors import EnvironmentError_
 from perfscope.record import Run
-from perfscope.sections import escape
+from perfscope.sections import escape, pack
 
 FORMAT = "html"
 HERE = Path(__file__).parent
@@ -24,18 +22,13 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 
 @lru_cache(maxsize=1)
 def bundle() -> str:
-    """plotly.js of the installed package, deflated, as base64 (4.8 MB become 2.0). Raises EnvironmentError_ without plotly."""
+    """plotly.js of the installed package, deflated and packed (4.8 MB become 1.8). Raises EnvironmentError_ without plotly."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as e:
         raise EnvironmentError_(f"the HTML report needs plotly, and it cannot be imported: {e}",
                                 "Install it: pip install 'plotly>=6'. The terminal and Markdown reports (report.md) work without it.") from None
     return pack(get_plotlyjs())
-
-
-def pack(text: str) -> str:
-    """Text, deflated, as base64."""
-    return b64encode(zlib.compress(text.encode("utf-8", "replace"), 9)).decode()
 
 
 def gather(body: str) -> tuple[str, str]:
@@ -54,7 +47,7 @@ def article(run: Run, fragments, number: int) -> str:
     tail = f"-{number}" if number else ""
     first, *rest = facts.headline(run)
     parts = "".join(
-        f'<section id="{f.name}{tail}" class="{f.name}">' + (f"<h2>{escape(f.title)}</h2>" if f.title else "")
+        f'<section id="{f.name}{tail}" class="of-{f.name}">' + (f"<h2>{escape(f.title)}</h2>" if f.title else "")
         + (f.html.replace('href="#warnings"', f'href="#warnings{tail}"') if tail else f.html) + "</section>" for f in fragments)
     started = run.provenance.started_utc[:16].replace("T", " ")
     facts_line = " · ".join([*rest, *([f"{started} UTC"] if started else [])])

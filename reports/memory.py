@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perfscope import facts
 from perfscope.record import Run
-from perfscope.sections import COLOURS, amount, cell, escape, figure, table
+from perfscope.sections import COLOURS, amount, cell, details, escape, figure, table
 
 TITLE = "Memory"
 ORDER = 60
@@ -23,12 +23,12 @@ def peaks(run: Run) -> dict:
                      "marker": {"color": tint}, "customdata": [amount(v, "B", 1024) for _, v in mine],
                      "hovertemplate": f"{name} at batch %{{y}}: %{{customdata}}<extra></extra>"})
     every = [str(b.batch_size) for b in run.batches]
-    lost = [{"y": str(b.batch_size), "x": 0, "text": f" {escape(facts.note(b))}", "showarrow": False, "xanchor": "left", "font": {"color": "theme:muted"}}
-            for b in run.batches if b.status == "out-of-memory"]
+    lost = [{"y": i, "x": 0, "text": f" {escape(facts.note(b))}", "showarrow": False, "xanchor": "left", "font": {"color": "theme:muted"}}
+            for i, b in enumerate(run.batches) if b.status == "out-of-memory"]
     return {"data": data, "layout": {
         "barmode": "group", "height": 110 + 46 * len(every), "annotations": lost, "margin": {"t": 20},
         "xaxis": {"title": {"text": "peak memory, GiB"}, "rangemode": "tozero"},
-        "yaxis": {"type": "category", "title": {"text": "batch size"}, "categoryorder": "array", "categoryarray": every,
+        "yaxis": {"type": "category", "title": {"text": "batch size", "standoff": 12}, "categoryorder": "array", "categoryarray": every,
                   "range": [len(every) - 0.5, -0.5], "showgrid": False},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}}}
 
@@ -46,4 +46,5 @@ def render(run: Run) -> str:
         return text
     names = sorted({v for b in have for v in b.peak_memory_bytes}, key=len)
     body = [[cell(v), *[cell(amount(b.peak_memory_bytes.get(v), "B", 1024), b.peak_memory_bytes.get(v, "")) for b in have]] for v in names]
-    return figure(peaks(run), "Peak memory per batch size") + text + table(["variant", *(f"batch {b.batch_size}" for b in have)], body)
+    every = table(["variant", *(f"batch {b.batch_size}" for b in have)], body)
+    return figure(peaks(run), "Peak memory per batch size") + text + details("Peak of every variant", every)

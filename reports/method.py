@@ -36,7 +36,7 @@ def render(run: Run) -> str:
     variants, lead, n = max(len(b.variants) for b in have), {b.lead_in_steps for b in have}, [len(b.rounds) for b in have]
     words = [
         f"Every round ran all {variants} variants of the step once, in a fresh random order, so that slow drift hits all of them alike. "
-        f"{min(n)}–{max(n)} rounds per batch size, {'/'.join(map(str, sorted(lead)))} unmeasured lead-in steps before each sample.",
+        f"{'–'.join(map(str, sorted({min(n), max(n)})))} rounds per batch size, {'/'.join(map(str, sorted(lead)))} unmeasured lead-in steps before each sample.",
         "Within a round the common level is divided out; a round with a residual beyond 6 robust standard deviations is not clean and stays out of the "
         "shares (never out of the record). Shares come from one linear estimator on one set of rounds, so they sum to exactly 1.",
         "Milliseconds are share × step and belong to the clock they were measured at; shares are what carries over.",

@@ -52,9 +52,9 @@ def scatter(batch: BatchResult, mode: str) -> dict:
     if mode != "ms":
         data += [canary(batch, name) for name in sorted({k for r in batch.rounds for k in r.canary_s})]
     title = "ms per step" if mode == "ms" else "% from the variant's median"
-    return {"data": data, "layout": {"height": 380, "xaxis": {"title": {"text": "round"}}, "margin": {"t": 20},
+    return {"data": data, "layout": {"height": 430, "xaxis": {"title": {"text": "round", "standoff": 6}}, "margin": {"t": 20},
                                      "yaxis": {"title": {"text": title}, "zeroline": mode != "ms"},
-                                     "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0}}}
+                                     "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}}}
 
 
 def canary(batch: BatchResult, name: str) -> dict:

@@ -51,12 +51,12 @@ def fits(run: Run) -> str:
     """The fit of every part in words, with its three coefficients."""
     scale, unit = facts.per_sample(run)
     body = []
-    for part in ordered(run.scaling.parts):
+    for part, (_, said) in zip(ordered(run.scaling.parts), facts.scaling_words(run)):
         fit = run.scaling.parts[part]
         swatch = Html(f'<i class="swatch" style="background:{colour(part)}"></i>{escape(label(run, part))}')
         known = math.isfinite(fit.per_step_s)
         numbers = [(fit.per_step_s, 1e3), (fit.per_sample_s, scale), (fit.growth_s, scale)]
-        body.append([cell(swatch, label(run, part)), cell(fit.kind), cell(fit.words),
+        body.append([cell(swatch, label(run, part)), cell(fit.kind), cell(said),
                      *[cell(figures(v * k) if known else DASH, v if known else "") for v, k in numbers]])
     return table(["part", "kind", "in words", "ms per step", f"{unit} per sample", f"{unit} per doubling"], body)
 

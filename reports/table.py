@@ -13,7 +13,7 @@ ORDER = 30
 def overview(run: Run) -> str:
     """One row per batch size, those that ran out of memory too."""
     names = facts.part_names(run)
-    head = ["batch", "step ms", *(f"{label(run, p)} %" for p in names), "floor ms", "efficiency", "samples/s", "sees"]
+    head = ["batch", "step ms", *(f"{label(run, p)} %" for p in names), "floor ms", "efficiency", "samples/s", "can see"]
     body = []
     for r in facts.rows(run):
         d = r.batch.derived
@@ -34,17 +34,17 @@ def parts(run: Run, batch: BatchResult) -> str:
     scale, unit = facts.per_sample(run)
     optional = [("first in, ms", "first", scaled), ("last in, ms", "last", scaled), ("interaction, ms", "interaction", scaled), ("Shapley %", "shapley", share)]
     optional = [o for o in optional if any(getattr(p, o[1]) for p in have.values())]
-    marks = any(p.depends_on_order for p in have.values())
     body = []
     for name, p in have.items():
-        swatch = Html(f'<i class="swatch" style="background:{colour(name)}"></i>{escape(label(run, name))}')
+        swatch = Html(f'<i class="swatch" style="background:{colour(name)}"></i>{escape(label(run, name))}'
+                      + (" <small>depends on order</small>" if p.depends_on_order else ""))
         row = [cell(swatch, label(run, name)), cell(share(p.share), p.share.point), cell(scaled(p.seconds), p.seconds.point),
                cell(scaled(p.seconds, scale / batch.batch_size), p.seconds.point)]
         for _, key, shown in optional:
             value = getattr(p, key)
             row.append(cell(shown(value), value.point) if value else cell(DASH, ""))
-        body.append(row + ([cell("depends on order" if p.depends_on_order else "")] if marks else []))
-    head = ["part", "share %", "ms per step", f"{unit} per sample", *(o[0] for o in optional), *([""] if marks else [])]
+        body.append(row)
+    head = ["part", "share %", "ms per step", f"{unit} per sample", *(o[0] for o in optional)]
     return table(head, body)
 
 

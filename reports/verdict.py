@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from perfscope import facts
 from perfscope.record import Run, label
 from perfscope.sections import change, escape, figures, percent, scaled, share, words
@@ -47,4 +49,5 @@ def render(run: Run) -> str:
     link = f'<a class="warned" href="#warnings">{n} warning{"s" * (n != 1)}</a>' if n else ""
     boxes = "".join(f'<div class="tile" title="{escape(why)}"><b>{escape(number)}</b><span>{escape(what)}</span></div>'
                     for what, number, why in tiles(run))
-    return f'{alarms}<p class="verdict">{escape(facts.verdict(run))} {link}</p>{more}<div class="tiles">{boxes}</div>'
+    sentence = re.sub(r" (?=±|ms\b|%)", "\u00a0", escape(facts.verdict(run)))
+    return f'{alarms}<p class="verdict">{sentence} {link}</p>{more}<div class="tiles">{boxes}</div>'

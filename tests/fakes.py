@@ -110,7 +110,8 @@ class FakeNVML:
 
     def __init__(self, sm: list[int] = (1980,), reasons: list[int] = (0,), missing: set[str] = frozenset(),
                  init_error: str = "", max_sm: int = 1980):
-        self.sm, self.reason, self.missing, self.init_error, self.max_sm = list(sm), list(reasons), missing, init_error, max_sm
+        self.sm, self.reason, self.missing = list(sm), list(reasons), missing
+        self.init_error, self.max_sm = init_error, max_sm
         self.calls: list[str] = []
 
     def _call(self, name: str) -> None:

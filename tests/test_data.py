@@ -147,12 +147,16 @@ def test_cifar_crops_come_out_of_the_padded_image():
     padded = data.pad_reflect(stored)
     mean, std = stored.float().mean((0, 2, 3)), stored.float().std((0, 2, 3))
     x, y = next(data.batches(stored, torch.arange(4), (3, 32, 32), 8))
+    found = set()
     for image, label in zip(x, y):
         whole = data.normalise(padded[label:label + 1], mean, std)[0]
         places = [whole[:, i:i + 32, j:j + 32] for i in range(9) for j in range(9)]
         places += [p.flip(-1) for p in places]
         cut = (image == 0).all(0)
-        assert any(torch.equal(p[:, ~cut], image[:, ~cut]) for p in places)
+        match = [i for i, p in enumerate(places) if torch.equal(p[:, ~cut], image[:, ~cut])]
+        assert match
+        found.update(match)
+    assert len(found) > 4                                   # the border is used, not only the middle
 
 
 def test_without_augmentation_images_come_as_they_are():

@@ -78,7 +78,8 @@ def test_only_the_chosen_padding_of_mnist_cnn_gives_both_numbers():
     assert not any(v.startswith("215 k") for k, v in found.items() if k not in ((0, 0), (1, 0)))
 
 
-@pytest.mark.parametrize("variant, millions, gmacs", [("", 25.557, 3.8), ("b", 25.557, 4.1), ("c", 25.576, 4.3), ("d", 25.576, 4.3)])
+@pytest.mark.parametrize("variant, millions, gmacs", [("", 25.557, 3.8), ("b", 25.557, 4.1),
+                                                      ("c", 25.576, 4.3), ("d", 25.576, 4.3)])
 def test_resnet50_variants(variant, millions, gmacs):
     """Published parameters; multiply-adds of Bag of Tricks' table 5 (from memory of the paper, so within 0.06 G)."""
     workload = build("resnet50", variant)
@@ -90,8 +91,10 @@ def test_resnet50_variants(variant, millions, gmacs):
 
 
 def test_resnet50_variants_differ_where_they_should():
-    strides = {v: [m.stride[0] for m in build("resnet50", v).model.stages[1][0].body.modules() if isinstance(m, nn.Conv2d)]
-               for v in ("", "b", "c", "d")}
+    strides = {}
+    for v in ("", "b", "c", "d"):
+        body = build("resnet50", v).model.stages[1][0].body
+        strides[v] = [m.stride[0] for m in body.modules() if isinstance(m, nn.Conv2d)]
     assert strides == {"": [2, 1, 1], "b": [1, 2, 1], "c": [1, 2, 1], "d": [1, 2, 1]}
     pools = {v: sum(isinstance(m, nn.AvgPool2d) for m in build("resnet50", v).model.modules()) for v in ("c", "d")}
     assert pools == {"c": 0, "d": 3}

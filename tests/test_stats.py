@@ -65,6 +65,17 @@ def test_the_naive_design_raises_false_alarms_where_paired_rounds_do_not():
     assert accuracy.alarms(naive) / 300 > 0.4 > 0.1 > accuracy.alarms(paired) / 300
 
 
+def test_the_benchmark_prints_its_rates_and_fails_on_a_missed_bound(monkeypatch, capsys):
+    def level(trials):
+        """Two rates."""
+        yield accuracy.Rate("good", trials, trials, 0.9, 1.0)
+        yield accuracy.Rate("bad", 1, trials, 0.9, 1.0)
+    monkeypatch.setattr(accuracy, "LEVELS", {"V9": level})
+    assert accuracy.main(["V9", "--trials", "20"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("MISSED") == 1 and "5.0% [  0.9%, 23.6%]" in out and "1 out of bounds" in out
+
+
 # ---------------------------------------------------------------- quantiles and intervals
 
 @pytest.mark.parametrize("df, value", [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262),
@@ -211,6 +222,13 @@ def test_a_spike_makes_its_round_unclean_and_leaves_the_shares_alone():
     after = ladder_shares(times)
     assert all(abs(a.point - b.point) < b.half_width for a, b in zip(after, before))
     assert stats.stall(times["+norm"], found.clean) == pytest.approx(0.5 / 20, abs=0.004)
+
+
+def test_the_interval_of_a_share_by_hand():
+    # A level of 1 throughout: X = T. Shares 0.4 and 0.6 in turn, u = -0.1, 0.1, ..., sd 0.1 sqrt(6/5), t(5) = 2.5706.
+    found = stats.Levels([0.0] * 6, {}, {}, list(range(6)), {"a": [0.4, 0.6] * 3, "full": [1.0] * 6})
+    share = stats.linear_share(found, {"a": 1}, "full")
+    assert (share.point, share.half_width) == (0.5, pytest.approx(2.5706 * 0.1 / math.sqrt(5), rel=1e-4))
 
 
 def test_a_noisy_variant_does_not_make_every_round_unclean():
@@ -395,6 +413,15 @@ def test_fit_step_recovers_line_launch_floor_and_knee():
     one = stats.fit_step({8: 1e-2})
     assert one.knee is None and math.isnan(one.a) and stats.fit_step({}).knee is None
     assert stats.fit_step({8: 1e-2, 16: math.nan, 32: 4e-2}).knee == 8
+
+
+def test_fit_step_finds_the_launch_floor_through_noise_and_none_where_there_is_none():
+    rng = accuracy.random.Random(9)
+    true = {b: max(1e-2, 1e-3 + 1e-4 * b) for b in (8, 16, 32, 64, 128, 256, 512)}
+    fits = [stats.fit_step({b: t * (1 + rng.gauss(0, 0.005)) for b, t in true.items()}) for _ in range(50)]
+    assert all(f.h == pytest.approx(1e-2, rel=0.02) and f.b == pytest.approx(1e-4, rel=0.05) for f in fits)
+    line = {b: 1e-3 + 1e-4 * b for b in (8, 16, 32, 64)}
+    assert not any(stats.fit_step({b: t * (1 + rng.gauss(0, 0.005)) for b, t in line.items()}).h for _ in range(50))
 
 
 def test_fit_step_of_the_article():

@@ -3,6 +3,7 @@
 import pytest
 
 from fakes import FakeClock
+from perfscope.measure.stats import mann_kendall
 from perfscope.measure.warmup import BUILD_STEPS_DDP, CAP_S, cap, drifting, warm_up
 
 
@@ -29,8 +30,10 @@ def test_a_decay_is_waited_out():
     fake = FakeClock({"a": 0.025}, drift=lambda t: 1.3 if t < 0.5 else 1.0)        # the first 16 steps are slow
     w = warm_up(fake.step("a"), clock=fake.clock(), k=1)
     slow = 13                                                                      # 3 of the 16 were the build
-    assert w.settled and 5 <= w.extra["dropped"] <= slow
-    assert w.extra["samples"] == w.extra["dropped"] + 20
+    dropped = w.extra["dropped"]
+    assert w.settled and 5 <= dropped <= slow and w.extra["samples"] == dropped + 20
+    kept = [1.3] * (slow - dropped) + [1.0] * (20 - slow + dropped)
+    assert w.drift_z == pytest.approx(mann_kendall(kept))                          # of what was kept alone
 
 
 def test_a_step_that_never_settles_is_given_up_at_the_cap():
@@ -40,7 +43,8 @@ def test_a_step_that_never_settles_is_given_up_at_the_cap():
     build = 3 * 0.025
     assert 2.0 <= w.seconds - build <= 2.0 + 0.025 * 4                             # at most one sample beyond
     warned = drifting("base+norm", w, 64)
-    assert warned.code == "still-drifting" and warned.batch_size == 64 and "base+norm was still getting slower" in warned.text
+    assert warned.code == "still-drifting" and warned.batch_size == 64
+    assert "base+norm was still getting slower" in warned.text
 
 
 def test_slow_drift_that_windows_cannot_see_still_raises_the_alarm():

@@ -14,7 +14,7 @@ from itertools import combinations
 
 from perfscope.measure import stats
 from perfscope.measure.stats import Interval
-from perfscope.record import (BASE, PARTS, BatchResult, Ceilings, Derived, Fit, Inspection, Part, Round, Run, Scaling,
+from perfscope.record import (BASE, BatchResult, Ceilings, Derived, Fit, Inspection, Part, Round, Run, Scaling,
                               Warned)
 
 CLOCKS_AGREE = 0.02         # device clock against step clock (METHOD 1)
@@ -100,10 +100,9 @@ def _sampled(r: Round, variant: str) -> bool:
 
 
 def part_order(batch: BatchResult) -> list[str]:
-    """The parts of the full variant in the order of the ladder: PARTS, others after them as they come."""
+    """The parts of the full variant in the order of the ladder, which is the order in which it names them."""
     full = reference_of(batch)
-    parts = next((v.parts for v in batch.variants if v.name == full), ())
-    return sorted(parts, key=lambda p: PARTS.index(p) if p in PARTS else len(PARTS))
+    return list(next((v.parts for v in batch.variants if v.name == full), ()))
 
 
 def ladder(batch: BatchResult, found: stats.Levels, full: str) -> dict[str, Interval]:

@@ -71,7 +71,8 @@ def cuda_clock(device=None) -> Clock:
     import torch
 
     if not torch.cuda.is_available():
-        raise EnvironmentError_("there is no CUDA device that torch can use", "Use --device cpu, or look at `nvidia-smi`.")
+        raise EnvironmentError_("there is no CUDA device that torch can use",
+                                "Use --device cpu, or look at `nvidia-smi`.")
     device = torch.device("cuda" if device is None else device)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     timer = DeviceTimer(

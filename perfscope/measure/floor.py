@@ -41,16 +41,14 @@ def count_layers(step: Callable[[], None], batch_size: int) -> tuple[Layer, ...]
 
 def flops(layers: Iterable[Layer]) -> tuple[float, float]:
     """(forward, whole step) FLOPs per sample; a multiply-add is two."""
-    layers = tuple(layers)
-    forward = sum(x.flops * x.count for x in layers if x.direction == "forward")
-    return forward, sum(x.flops * x.count for x in layers)
+    work = [(x.flops * x.count, x.direction) for x in layers]
+    return sum(f for f, direction in work if direction == "forward"), sum(f for f, _ in work)
 
 
 # ---------------------------------------------------------------- counting
 
 class _Counter(TorchDispatchMode):
     """Sees every ATen call. Weights are known by their storage: parameters, views of them, casts of them."""
-
     def __init__(self, tracker: ModuleTracker, batch_size: int):
         super().__init__()
         self.tracker, self.batch_size = tracker, batch_size
@@ -95,7 +93,7 @@ class _Counter(TorchDispatchMode):
         elif op in MATMULS:
             inputs = {k: t for k, t in inputs.items() if k != "self" or named.get("beta", 1) != 0}
             self.weight_shapes.update(tuple(sorted(t.shape)) for t in known)
-            if backward and not known:                      # of two activations: a weight's gradient, if shaped like one
+            if backward and not known:                      # of two activations: a weight's gradient if shaped like one
                 fixed = [tuple(sorted(outs[0].shape)) in self.weight_shapes]
         moved = {(t.data_ptr(), t.numel()): (_bytes(t), self._is_weight(t)) for t in inputs.values()}
         moved |= {(t.data_ptr(), t.numel()): (_bytes(t), f) for t, f in zip(outs, fixed) if t is not None}
@@ -149,12 +147,12 @@ def _words(op, named: dict, outs: list, batch_size: int, is_weight, weight_gradi
             return f"{size(a, 0)} * {size(b, 0)}"
         along = (1, 0) if weight_gradient else (None if is_weight(a) else 0, None if is_weight(b) else 1)
         return f"{size(a, along[0])} * {size(b, along[1])}"
-    if "weight" in named:
+    if op in (aten.convolution, aten.convolution_backward):
+        stride, wanted = max(named["stride"]), zip(("input", "weight"), named.get("output_mask", ()))
+        gradients = ", ".join(name for name, want in wanted if want)
         text = f"{size(named['input'], 0)} * {size(named['weight'], None)}"
-        text += f" stride {max(named['stride'])}" if max(named.get("stride", (1,))) > 1 else ""
-        wanted = [n for n, w in zip(("input", "weight"), named.get("output_mask", ())) if w]
-        return f"{text} -> {', '.join(wanted)}" if wanted else text
-    return " * ".join(size(named[k], 0) for k in ("query", "key", "value") if k in named)
+        return text + (f" stride {stride}" if stride > 1 else "") + (f" -> {gradients}" if gradients else "")
+    return " * ".join(size(named[k], 0) for k in ("input", "self", "query", "key", "value", "weight") if k in named)
 
 
 def _merge(layers: list[Layer]) -> tuple[Layer, ...]:
@@ -180,7 +178,7 @@ DTYPES = {"float32": torch.float32, "half": torch.float16, "amp-half": torch.flo
           "bfloat16": torch.bfloat16, "amp-bfloat16": torch.bfloat16}
 CUDA_SIDES = (8192,)        # of the square matmul: 1.1 TFLOP, large enough for every tensor core
 CPU_SIDES = (512, 1024, 2048)      # the fastest counts: which one it is differs by dtype and processor
-CPU_CALL_S = 0.15           # go to the next side only while a call is expected to take less than this
+CPU_CALL_S = 0.15           # the next side is tried only if a call is expected to take less than this
 REPEATS_S = 0.2             # seconds of repeats on a CPU, after at least 3
 CUDA_COPY_BYTES = 2 << 30   # an H200's second-level cache has 50 MB
 CPU_COPY_BYTES = 128 << 20  # and at least four times the last-level cache, up to 1 GiB
@@ -197,8 +195,9 @@ def ceilings(device: str | torch.device, dtype: str | torch.dtype) -> Ceilings:
     with torch.no_grad():
         side, matmul_s = _matmul(device, DTYPES[dtype] if isinstance(dtype, str) else dtype)
         moved, copy_s = _copy(device)
-    extra = {"matmul_side": side, "matmul_s": matmul_s, "copy_bytes": moved, "copy_s": copy_s,
-             "tf32": bool(device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32), "threads": torch.get_num_threads()}
+    tf32 = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    extra = {"matmul_side": side, "matmul_s": matmul_s, "copy_bytes": moved, "copy_s": copy_s, "tf32": tf32,
+             "threads": torch.get_num_threads()}
     return Ceilings(2 * side ** 3 / matmul_s, moved / copy_s, name, extra)
 
 
@@ -216,10 +215,8 @@ def _matmul(device: torch.device, dtype: torch.dtype) -> tuple[int, float]:
 
 def _copy(device: torch.device) -> tuple[int, float]:
     """(bytes read and written, seconds) of a copy much larger than the caches."""
-    if device.type == "cuda":
-        size = min(CUDA_COPY_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
-    else:
-        size = min(max(CPU_COPY_BYTES, 4 * last_level_cache_bytes()), 1 << 30)
+    size = (min(CUDA_COPY_BYTES, torch.cuda.mem_get_info(device)[0] // 4) if device.type == "cuda" else
+            min(max(CPU_COPY_BYTES, 4 * last_level_cache_bytes()), 1 << 30))
     source = torch.randn(1 << 20, device=device).repeat(max(1, size >> 22))
     target = torch.empty_like(source)
     return 2 * 4 * source.numel(), best_s(lambda: target.copy_(source), device)

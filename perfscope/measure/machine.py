@@ -1,7 +1,8 @@
 """The machine: what it is (fingerprint), what it does meanwhile (watch), and a yardstick (canaries). METHOD 4 and 10.
 
-Nothing here locks clocks or changes a setting. Records get shared, so hosts and GPUs appear only as hashes, environment
-variables only by an allow-list, and no path, host or user name is kept. Torch and pynvml are imported where they are used.
+Nothing here locks clocks or changes a setting. Records get shared, so hosts and GPUs appear only as hashes,
+environment variables only by an allow-list, and no path, host or user name is kept. Torch and pynvml are imported
+where they are used.
 """
 
 from __future__ import annotations
@@ -22,26 +23,28 @@ from perfscope.measure.stats import spread_of
 from perfscope.record import Environment, Warned
 
 SALT = "perfscope/1:"               # fixed, so that the same machine gives the same hash in every record
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",   # x86, as in /proc/cpuinfo
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",   # x86 in /proc/cpuinfo
                     "asimd", "asimdhp", "bf16", "i8mm", "sve")                                # arm
 PACKAGES = ("perfscope", "numpy", "plotly", "rich", "typer", "nvidia-ml-py", "msgspec", "isal", "pooch", "triton",
             "torchvision", "timm", "transformers")
 #: Variables that change how fast a step runs and hold no path or name. A value with a slash in it is not kept.
 VARIABLES = ("OMP_NUM_THREADS OMP_PROC_BIND OMP_PLACES OMP_SCHEDULE OMP_WAIT_POLICY OMP_DYNAMIC GOMP_CPU_AFFINITY "
              "KMP_AFFINITY KMP_BLOCKTIME KMP_HW_SUBSET KMP_TPAUSE MKL_NUM_THREADS MKL_DYNAMIC MKL_CBWR "
-             "MKL_ENABLE_INSTRUCTIONS ONEDNN_MAX_CPU_ISA ONEDNN_DEFAULT_FPMATH_MODE ATEN_CPU_CAPABILITY MALLOC_CONF "
-             "PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF PYTORCH_NO_CUDA_MEMORY_CACHING TORCH_ALLOW_TF32_CUBLAS_OVERRIDE "
-             "TORCH_BLAS_PREFER_CUBLASLT TORCH_COMPILE_DISABLE TORCHDYNAMO_DISABLE TORCHINDUCTOR_MAX_AUTOTUNE "
-             "TORCHINDUCTOR_FREEZING TORCH_NCCL_ASYNC_ERROR_HANDLING TORCH_NCCL_BLOCKING_WAIT TORCH_DISTRIBUTED_DEBUG "
-             "CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER CUDA_LAUNCH_BLOCKING CUDA_DEVICE_MAX_CONNECTIONS CUDA_MODULE_LOADING "
-             "CUDA_FORCE_PTX_JIT CUBLAS_WORKSPACE_CONFIG CUBLASLT_WORKSPACE_SIZE NVIDIA_TF32_OVERRIDE NCCL_ALGO NCCL_PROTO "
-             "NCCL_P2P_DISABLE NCCL_P2P_LEVEL NCCL_SHM_DISABLE NCCL_IB_DISABLE NCCL_NVLS_ENABLE NCCL_NTHREADS NCCL_BUFFSIZE "
-             "NCCL_MIN_NCHANNELS NCCL_MAX_NCHANNELS NCCL_CUMEM_ENABLE NCCL_DEBUG").split()
+             "MKL_ENABLE_INSTRUCTIONS ONEDNN_MAX_CPU_ISA ONEDNN_DEFAULT_FPMATH_MODE ATEN_CPU_CAPABILITY "
+             "MALLOC_CONF PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF PYTORCH_NO_CUDA_MEMORY_CACHING "
+             "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE TORCH_BLAS_PREFER_CUBLASLT TORCH_COMPILE_DISABLE "
+             "TORCHDYNAMO_DISABLE TORCHINDUCTOR_MAX_AUTOTUNE TORCHINDUCTOR_FREEZING "
+             "TORCH_NCCL_ASYNC_ERROR_HANDLING TORCH_NCCL_BLOCKING_WAIT TORCH_DISTRIBUTED_DEBUG "
+             "CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER CUDA_LAUNCH_BLOCKING CUDA_DEVICE_MAX_CONNECTIONS "
+             "CUDA_MODULE_LOADING CUDA_FORCE_PTX_JIT CUBLAS_WORKSPACE_CONFIG CUBLASLT_WORKSPACE_SIZE "
+             "NVIDIA_TF32_OVERRIDE NCCL_ALGO NCCL_PROTO NCCL_P2P_DISABLE NCCL_P2P_LEVEL NCCL_SHM_DISABLE "
+             "NCCL_IB_DISABLE NCCL_NVLS_ENABLE NCCL_NTHREADS NCCL_BUFFSIZE NCCL_MIN_NCHANNELS NCCL_MAX_NCHANNELS "
+             "NCCL_CUMEM_ENABLE NCCL_DEBUG").split()
 
 NVML_PERIOD_S = 0.1                 # METHOD 10: 10 Hz
-CPU_PERIOD_S = 1.0                  # /proc/stat counts in 10 ms: a second gives 1 %; and it costs a reading, so few of them
+CPU_PERIOD_S = 1.0                  # /proc/stat counts in 10 ms: a second gives 1 %
 SLOWDOWNS = {0x08: "hardware slowdown", 0x20: "thermal slowdown", 0x40: "hardware thermal slowdown",
-             0x80: "power brake"}   # bits of nvmlClocksThrottleReasons; 0x04, the software power cap, is normal under load
+             0x80: "power brake"}   # nvmlClocksThrottleReasons; 0x04, the software power cap, is normal under load
 IDLE = 0x01                         # nvmlClocksThrottleReasonGpuIdle: such a reading says nothing about work
 SLOWDOWN_SHARE = 0.05               # METHOD 10
 MEDIAN_CLOCK = 0.75                 # METHOD 10
@@ -119,7 +122,8 @@ def cpu(root: Path = Path("/")) -> dict[str, Any]:
     quota, usable = cpu_quota(root), len(_cores())
     return {"cpu": fields.get("model name") or platform.processor() or platform.machine(), "cores": os.cpu_count() or 1,
             "cores_usable": usable if quota is None else min(usable, quota), "cpu_quota": quota,
-            "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags], "memory_bytes": memory_limit(root)[0]}
+            "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
+            "memory_bytes": memory_limit(root)[0]}
 
 
 def variables(environ: dict[str, str] | None = None) -> dict[str, str]:
@@ -153,15 +157,18 @@ def versions() -> dict[str, str]:
 
     found = {name: _try(lambda name=name: version(name)) for name in PACKAGES}
     cuda, cudnn = torch.version.cuda, _try(torch.backends.cudnn.version)
-    return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "torch": torch.__version__, **({"cuda": cuda} if cuda else {}), **({"cudnn": str(cudnn)} if cudnn else {}),
+    return {"python": platform.python_version(), "torch": torch.__version__,
+            "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+            **({"cuda": cuda} if cuda else {}), **({"cudnn": str(cudnn)} if cudnn else {}),
             **{name: v for name, v in found.items() if v}}
 
 
 def git_state(folder: str | os.PathLike = ".") -> dict[str, Any]:
     """`commit` and `dirty` of the repository around a folder; empty where there is none, or no git."""
     def git(*argv: str) -> str:
-        return subprocess.run(["git", *argv], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(["git", *argv], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
         return {"commit": git("rev-parse", "--verify", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
@@ -172,7 +179,8 @@ def fingerprint(device="cpu", *, nvml: Any = None, world_size: int = 1) -> Envir
     """What the record says about the machine. `nvml`: the pynvml module, injected by tests."""
     import torch
 
-    hardware = {**cpu(), "threads": torch.get_num_threads(), "cpu_capability": _try(torch.backends.cpu.get_cpu_capability)}
+    hardware = {**cpu(), "threads": torch.get_num_threads(),
+                "cpu_capability": _try(torch.backends.cpu.get_cpu_capability)}
     name, device_id = hardware["cpu"], ""
     kind = "cuda" if str(device).startswith("cuda") else "cpu"
     if kind == "cuda":
@@ -184,8 +192,9 @@ def fingerprint(device="cpu", *, nvml: Any = None, world_size: int = 1) -> Envir
         with Nvml(device, nvml) as gpu:
             hardware |= gpu.facts()
     machine_id = _text(Path("/etc/machine-id")).strip() or f"{platform.node()} {uuid.getnode()}"
-    return Environment(kind, name, _hash("host " + machine_id), _hash("gpu " + device_id) if device_id else "", hardware,
-                       versions(), switches(), variables(), world_size)
+    gpu_hash = _hash("gpu " + device_id) if device_id else ""
+    return Environment(kind, name, _hash("host " + machine_id), gpu_hash, hardware, versions(), switches(), variables(),
+                       world_size)
 
 
 # ---------------------------------------------------------------- watch
@@ -204,16 +213,18 @@ class Nvml:
             self.nvml.nvmlInit()
             self.handle = self._find(device)
         except Exception as e:              # no driver, no rights, a container without the library: all the same to us
-            self.note = Warned("no-telemetry", f"no-telemetry: NVML gave nothing ({type(e).__name__}: {e}). Clocks, power and "
-                               "temperature are missing from the record; throttling is watched by the canary alone.",
+            self.note = Warned("no-telemetry", f"no-telemetry: NVML gave nothing ({type(e).__name__}: {e}). Clocks, "
+                               "power and temperature are missing; throttling is watched by the canary alone.",
                                "Install nvidia-ml-py, or start the container with the driver's utility libraries.")
             return
         n, h = self.nvml, self.handle
-        reasons = getattr(n, "nvmlDeviceGetCurrentClocksThrottleReasons", None) or n.nvmlDeviceGetCurrentClocksEventReasons
+        reasons = (getattr(n, "nvmlDeviceGetCurrentClocksThrottleReasons", None)
+                   or n.nvmlDeviceGetCurrentClocksEventReasons)
         queries = {"sm_mhz": lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM),
                    "mem_mhz": lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM),
                    "power_w": lambda: n.nvmlDeviceGetPowerUsage(h) / 1e3,
-                   "temp_c": lambda: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU), "reasons": lambda: reasons(h)}
+                   "temp_c": lambda: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU),
+                   "reasons": lambda: reasons(h)}
         self.queries = {name: get for name, get in queries.items() if _try(get) is not None}
 
     def _find(self, device) -> Any:
@@ -249,11 +260,12 @@ class Nvml:
             _try(self.nvml.nvmlShutdown)
 
 
-def cpu_reader(root: Path = Path("/"), own_s: Callable[[], float] = time.process_time) -> Callable[[], dict[str, float]]:
+def cpu_reader(root: Path = Path("/"), own_s: Callable[[], float] = time.process_time
+               ) -> Callable[[], dict[str, float]]:
     """A reader of who used the cores that this process may run on, since its last reading, as shares of their time.
 
-    `own` this process, `others` everything else (other ranks and loader workers too; NaN under a quota, where the host's
-    cores are not ours), `steal` taken by the hypervisor, `load` the 1-minute load average.
+    `own` this process, `others` everything else (other ranks and loader workers too; NaN under a quota, where the
+    host's cores are not ours), `steal` taken by the hypervisor, `load` the 1-minute load average.
     """
     cores = {f"cpu{i}" for i in _cores()}
     quota = cpu_quota(root)
@@ -274,7 +286,8 @@ def cpu_reader(root: Path = Path("/"), own_s: Callable[[], float] = time.process
         load = _text(root / "proc/loadavg").split()
         share = lambda ticks: ticks / total if total > 0 else math.nan  # noqa: E731
         others = math.nan if quota is not None and quota < len(cores) else max(share(busy - own), 0.0)
-        return {"own": share(own), "others": others, "steal": share(steal), "load": float(load[0]) if load else math.nan}
+        return {"own": share(own), "others": others, "steal": share(steal),
+                "load": float(load[0]) if load else math.nan}
 
     return read
 
@@ -282,13 +295,14 @@ def cpu_reader(root: Path = Path("/"), own_s: Callable[[], float] = time.process
 class Watch:
     """Reads the machine in a background thread while its `with` block runs: NVML at 10 Hz, a CPU at 1 Hz.
 
-    `columns` has a list for each quantity and for `time_s` since the start: sm_mhz, mem_mhz, power_w, temp_c, reasons (bits)
-    of a GPU, or own, others, steal (shares of the usable cores) and load of a CPU; NaN where a reading failed. `read()`
-    gives one reading now, for a sample; nothing on a CPU, whose counters are too coarse for it. `note` says why there is
-    no telemetry; `max_sm_mhz` is the GPU's greatest clock, where known.
+    `columns` has a list for each quantity and for `time_s` since the start: sm_mhz, mem_mhz, power_w, temp_c, reasons
+    (bits) of a GPU, or own, others, steal (shares of the usable cores) and load of a CPU; NaN where a reading failed.
+    `read()` gives one reading now, for a sample; nothing on a CPU, whose counters are too coarse for it. `note` says
+    why there is no telemetry; `max_sm_mhz` is the GPU's greatest clock, where known.
     """
 
-    def __init__(self, device="cpu", *, nvml: Any = None, root: Path = Path("/"), now: Callable[[], float] = time.perf_counter):
+    def __init__(self, device="cpu", *, nvml: Any = None, root: Path = Path("/"),
+                 now: Callable[[], float] = time.perf_counter):
         self.gpu = Nvml(device, nvml) if str(device).startswith("cuda") else None
         self.source = self.gpu or cpu_reader(root)
         self.note = self.gpu.note if self.gpu else None
@@ -334,8 +348,8 @@ def throttled(columns: dict[str, Sequence[float]], canary: dict[str, Sequence[fl
               max_clock: float | None = None, batch_size: int | None = None) -> Warned | None:
     """The warning `throttled` by the three rules of METHOD 10, or None. A software power cap is normal under load.
 
-    `columns` of a GPU's `Watch`, `canary` name -> seconds by round, `max_clock` the greatest SM clock in MHz. Readings of
-    an idle GPU do not count.
+    `columns` of a GPU's `Watch`, `canary` name -> seconds by round, `max_clock` the greatest SM clock in MHz. Readings
+    of an idle GPU do not count.
     """
     reasons = [0 if math.isnan(r) else int(r) for r in columns.get("reasons", ())]
     clocks = list(columns.get("sm_mhz", ()))
@@ -346,7 +360,7 @@ def throttled(columns: dict[str, Sequence[float]], canary: dict[str, Sequence[fl
     if busy and len(slow) / len(busy) > SLOWDOWN_SHARE:
         seen = ", ".join(dict.fromkeys(word for bit, word in SLOWDOWNS.items() if any(reasons[i] & bit for i in slow)))
         fell = f"SM clock fell to {median(known(slow)):.0f}{of} MHz" if known(slow) else "the GPU slowed itself down"
-        what = f"{fell} in {len(slow) / len(busy):.0%} of samples ({seen})"
+        what = f"{fell} in {100 * len(slow) / len(busy):.0f} % of samples ({seen})"
     elif max_clock and known(busy) and median(known(busy)) < MEDIAN_CLOCK * max_clock:
         what = f"SM clock was {median(known(busy)):.0f}{of} MHz in the median, with no slowdown reported"
     else:
@@ -354,7 +368,7 @@ def throttled(columns: dict[str, Sequence[float]], canary: dict[str, Sequence[fl
         worst = max(spreads, key=spreads.get, default="")
         if not worst or spreads[worst] <= CANARY_SPREAD:
             return None
-        what = f"the same {worst} took times {spreads[worst]:.1%} apart over the rounds"
+        what = f"the same {worst} took times {100 * spreads[worst]:.1f} % apart over the rounds"
     return Warned("throttled", f"throttled: {what}. Shares stay valid, milliseconds do not.",
                   "Try: --budget 120, or let the GPU cool.", batch_size)
 
@@ -368,11 +382,12 @@ def contended(columns: dict[str, Sequence[float]], batch_size: int | None = None
              if (known := [x for x in columns.get(name, ()) if not math.isnan(x)])}
     if share.get("others", 0) <= OTHERS_SHARE and share.get("steal", 0) <= STEAL_SHARE:
         return None
-    what = " and ".join(f"{who} {share[name]:.0%}" for name, who, limit in
-                        (("others", "other processes used", OTHERS_SHARE), ("steal", "the hypervisor took", STEAL_SHARE))
+    what = " and ".join(f"{who} {100 * share[name]:.0f} %" for name, who, limit in
+                        (("others", "other processes used", OTHERS_SHARE),
+                         ("steal", "the hypervisor took", STEAL_SHARE))
                         if share.get(name, 0) > limit)
-    return Warned("busy-machine", f"busy-machine: {what} of the cores that this run may use. Intervals get wider and milliseconds "
-                  "longer; shares stay valid.", "Try: stop other work on this machine, or --budget 120.", batch_size)
+    return Warned("busy-machine", f"busy-machine: {what} of the cores that this run may use. Intervals get wider and "
+                  "milliseconds longer; shares stay valid.", "Try: stop other work here, or --budget 120.", batch_size)
 
 
 # ---------------------------------------------------------------- yardstick and memory
@@ -380,15 +395,15 @@ def contended(columns: dict[str, Sequence[float]], batch_size: int | None = None
 def canaries(device="cpu", dtype=None) -> dict[str, Callable[[], None]]:
     """One fixed "matmul" and one fixed "copy", to be timed once per round: a yardstick in time, and between machines.
 
-    On a CPU 512^3 in float32 and 32 MiB, whatever the step's dtype; on a GPU 4096^3 in the step's dtype, 4 in a row, and
-    128 MiB copied 4 times in a row. The tensors are random, never zero, made once; a call allocates nothing.
+    On a CPU 512^3 in float32 and 32 MiB, whatever the step's dtype; on a GPU 4096^3 in the step's dtype, 4 in a row,
+    and 128 MiB copied 4 times in a row. The tensors are random, never zero, made once; a call allocates nothing.
     """
     import torch
 
     gpu = str(device).startswith("cuda")
     n, size, times = (4096, 128 << 20, 4) if gpu else (512, 32 << 20, 1)
     dtype = dtype or torch.float32 if gpu else torch.float32
-    rng = torch.Generator(device).manual_seed(0)                # its own, so that the run's random numbers stay as they are
+    rng = torch.Generator(device).manual_seed(0)        # its own: the run's random numbers stay as they are
     a, b = (torch.randn(n, n, generator=rng, device=device).to(dtype) for _ in range(2))
     source = torch.randn(size // 4, generator=rng, device=device)
     product, target = torch.empty_like(a), torch.empty_like(source)

@@ -189,10 +189,10 @@ def measure_rounds(variants: Sequence[Timed], *, clock: Clock, k: int, rng_seed:
     """Rounds until the interval is narrow enough, or one of the other stops of METHOD 6, whichever is first.
 
     half_width(rounds) is the widest headline half-width as a share of the step, held against `target`; it decides only
-    at the looks (`stats.is_look`). `budget_s` counts from the call. `on_round` gets all complete rounds after each one, `progress` where
-    the measurement stands. `warmup_s`, spent by the caller before, only goes into `own_cost`. `agree(value)` gives rank
-    0's value on every rank (called once for the seed and once before each round), so that all ranks walk through the same
-    orders and stop together.
+    at the looks (`stats.is_look`). `budget_s` counts from the call. `on_round` gets all complete rounds after each one,
+    `progress` where the measurement stands. `warmup_s`, spent by the caller before, only goes into `own_cost`.
+    `agree(value)` gives rank 0's value on every rank (called once for the seed and once before each round), so that
+    all ranks walk through the same orders and stop together.
     Ctrl-C drops the unfinished round, keeps all others and gives stop="interrupted". Other errors (out of memory, the
     user's own) pass through after `leave`; `on_round` has seen the complete rounds by then.
     """

@@ -90,6 +90,6 @@ def drifting(name: str, warmup: WarmUp, batch_size: int | None = None) -> Warned
     direction = "slower" if warmup.drift_z > 0 else "faster"
     return Warned("still-drifting",
                   f"still-drifting: {name} was still getting {direction} after {warmup.seconds:.1f} s of warm-up "
-                  f"({abs(warmup.drift_z):.1f} sigma). Pairing removes slow drift from shares, milliseconds belong to the clock "
-                  "they were measured at.",
+                  f"({abs(warmup.drift_z):.1f} sigma). Pairing removes slow drift from shares, milliseconds belong to "
+                  "the clock they were measured at.",
                   "Try: --budget 120, or let the machine come to rest first.", batch_size)

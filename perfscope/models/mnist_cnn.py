@@ -1,9 +1,9 @@
 """Small CNN for MNIST, last rung of the ladder from minutes to under a second (train_mnist_fast, REFERENCES section 4).
 
-215 194 parameters, 6.77 MFLOP forward and backward per 1x28x28 image. Derived: a fully connected layer of 256 leads to
-215 k parameters if 800 = 32 x 5 x 5 features reach it, which is what two convolutions (5x5, 3x3), each followed by a 2x2
-pool, leave of 28x28. Without padding that gives 6.77 MFLOP; padding 1 in the first keeps the parameters, but takes 7.88,
-and any other changes the parameters (tests/test_models.py counts them all).
+215 194 parameters, 6.77 MFLOP forward and backward per 1x28x28 image. Derived: a fully connected layer of 256 leads
+to 215 k parameters if 800 = 32 x 5 x 5 features reach it, which is what two convolutions (5x5, 3x3), each followed by
+a 2x2 pool, leave of 28x28. Without padding that gives 6.77 MFLOP; padding 1 in the first keeps the parameters, but
+takes 7.88, and any other changes the parameters (tests/test_models.py counts them all).
 """
 
 from __future__ import annotations
@@ -43,5 +43,5 @@ def optimizer(parameters) -> torch.optim.Optimizer:
 def workload(variant: str = "") -> Workload:
     """One training step of the MNIST network."""
     return Workload(MnistCNN(), nn.CrossEntropyLoss(), optimizer, image_batch(SHAPE, CLASSES),
-                    image_pipeline(SHAPE, CLASSES), name="mnist_cnn", source="built-in", input_shape=SHAPE, classes=CLASSES,
-                    data_words="uint8 images: normalise")
+                    image_pipeline(SHAPE, CLASSES), name="mnist_cnn", source="built-in", input_shape=SHAPE,
+                    classes=CLASSES, data_words="uint8 images: normalise")

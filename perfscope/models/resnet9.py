@@ -1,9 +1,9 @@
 """ResNet-9 for CIFAR-10: prep, three stages, two residuals (Myrtle, "How to train your ResNet" part 4, 2018).
 
-6.573 M parameters; 758.5 MFLOP forward and 2 272 MFLOP forward and backward per 3x32x32 image (counted: tests/test_models.py).
-The recipe sums the loss over the batch and decays by 5e-4 x batch with lr / batch, which is the same as the mean loss,
-decay 5e-4 and lr used here. The recipe's lr goes from 0 to 0.4 and back; a fixed 0.02 costs the same time, and stays
-finite when the norms are taken away.
+6.573 M parameters; 758.5 MFLOP forward and 2 272 MFLOP forward and backward per 3x32x32 image, as counted in
+tests/test_models.py. The recipe sums the loss over the batch and decays by 5e-4 x batch with lr / batch, which is the
+same as the mean loss, decay 5e-4 and lr used here. Its lr goes from 0 to 0.4 and back; a fixed 0.02 costs the same
+time, and stays finite when the norms are taken away.
 """
 
 from __future__ import annotations
@@ -63,5 +63,5 @@ def optimizer(parameters) -> torch.optim.Optimizer:
 def workload(variant: str = "") -> Workload:
     """One training step of ResNet-9 on CIFAR-sized images."""
     return Workload(ResNet9(), nn.CrossEntropyLoss(), optimizer, image_batch(SHAPE, CLASSES),
-                    image_pipeline(SHAPE, CLASSES), name="resnet9", source="built-in", input_shape=SHAPE, classes=CLASSES,
-                    data_words="uint8 images: pad 4 reflect, crop, flip, normalise, cutout 8x8")
+                    image_pipeline(SHAPE, CLASSES), name="resnet9", source="built-in", input_shape=SHAPE,
+                    classes=CLASSES, data_words="uint8 images: pad 4 reflect, crop, flip, normalise, cutout 8x8")

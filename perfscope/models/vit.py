@@ -37,7 +37,8 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
-        self.norm2, self.mlp = nn.LayerNorm(dim), nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.norm1(x))
@@ -66,6 +67,6 @@ def optimizer(parameters) -> torch.optim.Optimizer:
 
 def workload(variant: str = "") -> Workload:
     """One training step of the small ViT."""
-    return Workload(ViT(), nn.CrossEntropyLoss(), optimizer, image_batch(SHAPE, CLASSES), image_pipeline(SHAPE, CLASSES),
-                    name="vit", source="built-in", input_shape=SHAPE, classes=CLASSES,
+    return Workload(ViT(), nn.CrossEntropyLoss(), optimizer, image_batch(SHAPE, CLASSES),
+                    image_pipeline(SHAPE, CLASSES), name="vit", source="built-in", input_shape=SHAPE, classes=CLASSES,
                     data_words="uint8 images: pad 4 reflect, crop, flip, normalise, cutout 8x8")

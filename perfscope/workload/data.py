@@ -180,13 +180,14 @@ def image_pipeline(shape: tuple[int, ...], classes: int, samples: int = 2048, au
 
 def token_pipeline(context: int, vocab: int, tokens: int = 1 << 20, seed: int = 0,
                    pin: bool = True) -> Callable[[int], Iterator[Batch]]:
-    """data(n) -> endless (n, context) int64 windows at random places of a uint16 token array, and the same one later."""
+    """data(n) -> endless (n, context) int64 windows at random places of a uint16 array, and those one place later."""
     kept: list[torch.Tensor] = []
 
     def data(n: int) -> Iterator[Batch]:
         g = torch.Generator().manual_seed(seed)
         if not kept:
-            kept.append(torch.randint(vocab, (max(tokens, context + 2),), generator=g, dtype=torch.int32).to(torch.uint16))
+            array = torch.randint(vocab, (max(tokens, context + 2),), generator=g, dtype=torch.int32)
+            kept.append(array.to(torch.uint16))
         return windows(kept[0], context, n, g, pin)
     return data
 

@@ -1,0 +1,273 @@
+"""Takes a training step apart: `breakdown(workload)` gives a Run. Nothing is printed here.
+
+Order of things (METHOD): every batch size is tried once, operations are counted in a process of their own, the ceilings
+are measured, then each batch size is one block of interleaved rounds, the blocks in random order. The record is written
+after each block, and every few seconds within one, so that whatever ends the run, what was measured stays.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import re
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from perfscope import variants as design
+from perfscope.errors import EnvironmentError_, PerfscopeError
+from perfscope.measure import attribution, floor, machine, stats
+from perfscope.measure.clock import clock_for
+from perfscope.measure.ranks import Ranks, join
+from perfscope.measure.rounds import LEAD_IN_STEPS, LEAD_IN_STEPS_CPU, Progress
+from perfscope.options import PRECISION, Options, check
+from perfscope.record import BatchResult, Provenance, Run, Warned, WorkloadInfo, save
+from perfscope.workload import census, fit, step
+from perfscope.workload.block import Block, measure_block
+from perfscope.workload.resolve import resolve
+
+METHOD_VERSION = "2"        # see CHANGELOG, "Method"
+SAVE_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who wants to know how it goes: `stage(text)` once per stage, `rounds(batch_size, Progress)` after each round."""
+
+    stage: Callable[[str], None] = lambda text: None
+    rounds: Callable[[int, Progress], None] = lambda batch_size, progress: None
+
+
+@dataclass
+class State:
+    """The run so far, and where it is kept. `put` changes it and, with a folder, writes it."""
+
+    run: Run
+    folder: Path | None
+    started: float = field(default_factory=time.perf_counter)
+    saved: float = 0.0
+
+    def put(self, write=True, **changes) -> None:
+        run = replace(self.run, **changes)
+        self.run = replace(run, provenance=replace(run.provenance, wall_s=time.perf_counter() - self.started))
+        if write and self.folder is not None:
+            save(self.run, self.folder / "run.json")
+            self.saved = time.perf_counter()
+
+    def put_batch(self, batch: BatchResult, write=True) -> None:
+        others = [b for b in self.run.batches if b.batch_size != batch.batch_size]
+        self.put(write, batches=tuple(sorted([*others, batch], key=lambda b: b.batch_size)))
+
+    def warn(self, *warned: Warned | None) -> None:
+        new = [w for w in warned if w is not None and w not in self.run.warnings]
+        self.run = replace(self.run, warnings=(*self.run.warnings, *new))
+
+
+def breakdown(model: Any = "resnet9", batch_sizes=(), *, out=None, listener: Listener = Listener(), run_id: str = "",
+              options: Options | None = None, **named) -> Run:
+    """Takes the training step of `model` apart and gives the record of it.
+
+    model        a name, a perfscope.Workload, a module, or a callable that gives one (see perfscope.workload.resolve)
+    batch_sizes  e.g. (128, 512); empty: sizes that fit the device
+    out          folder for run.json; None: nothing is written
+    options      perfscope.options.Options; or its fields by name (dtype="half", budget_s=120, ...)
+
+    Interrupted by Ctrl-C it returns what was measured, with status "interrupted". Raises PerfscopeError for what the
+    user can put right. Shares: `run.parts[512]["norm"].share`.
+    """
+    named_model = isinstance(model, str)
+    name = model if named_model else getattr(model, "name", "") or getattr(model, "__name__", type(model).__name__)
+    options = check(replace(options or Options(), **{"model": name, **({"batch_sizes": tuple(batch_sizes)} if batch_sizes else {}), **named}))
+    device = step.check_device(options.device)
+    ranks = join(device.type)
+    device = step.check_device(options.device)
+    state = State(Run(run_id or new_id(name)), Path(out) if out is not None and ranks.first else None)
+    state.put(provenance=_provenance(options, named_model), environment=machine.fingerprint(device, world_size=ranks.size),
+              method=_method(options, device))
+    try:
+        _measure(model, named_model, options, device, ranks, state, listener)
+        status = "complete"
+    except KeyboardInterrupt:
+        status = "interrupted"
+    state.put(write=False, status=status)
+    run = finish(state.run, options)
+    if state.folder is not None:
+        save(run, state.folder / "run.json")
+    return run
+
+
+def _measure(model, named_model, options, device, ranks, state, listener) -> None:
+    listener.stage(f"building {options.model}")
+    workload = resolve(model, options.input_shape, options.classes)
+    prepared = step.prepare(workload, device=device, dtype=options.dtype, memory_format=options.memory_format,
+                            compile=options.compile, cuda_graph=options.cuda_graph, keep_original=not named_model,
+                            world_size=ranks.size, seed=options.seed)
+    state.put(workload=_info(prepared, options))
+    smallest = min(options.batch_sizes) if options.batch_sizes else 1 if device.type == "cpu" else min(fit.GPU_DEFAULT)
+    try:
+        present = step.present_parts(prepared, step.load_batches(prepared, max(smallest, 2)), options.parts)
+    except Exception as e:
+        if not fit.is_out_of_memory(e):
+            raise fit.own_error(e, max(smallest, 2)) from None
+        present = step.present_parts(prepared, step.load_batches(prepared, 1), options.parts)
+    order = design.ladder_order(present, options.order)
+    pilots = _pilots(prepared, options, order, ranks, listener)
+    state.put(largest_batch=ranks.agree(fit.largest_batch(prepared, pilots, order) if ranks.size == 1 else None))
+    for p in pilots:
+        if p.status != "ok":
+            state.put_batch(BatchResult(p.batch_size, p.status, p.error))
+    fitting = [p for p in pilots if p.status == "ok"]
+    if not fitting:
+        raise EnvironmentError_(f"no batch size fits: {pilots[0].error}", f"Try a smaller one: --batch {max(1, pilots[0].batch_size // 4)}")
+    if ranks.first and named_model:
+        listener.stage("counting operations and FLOPs in a process of its own")
+        _count(state, lambda: census.inspect_elsewhere(options, fitting[0].batch_size, order))
+    listener.stage("measuring this machine's ceilings")
+    dtype = step.DTYPES[options.dtype] or torch.float32
+    state.put(ceilings=floor.ceilings(device, dtype))
+    ranks.agree(None)
+    _sweep(prepared, options, order, fitting, ranks, state, listener)
+    if ranks.first and not named_model:
+        listener.stage("counting operations and FLOPs")
+        batches = step.load_batches(prepared, fitting[0].batch_size)
+        local = replace(prepared, distributed=None)
+        _count(state, lambda: replace(census.inspect(local, batches, order, order), process="same, after timing"))
+
+
+def _count(state: State, inspect) -> None:
+    try:
+        inspection = inspect()
+    except PerfscopeError as e:
+        state.warn(Warned("not-counted", e.message, (e.detail or e.hint)[-400:]))
+        return
+    state.put(inspection=inspection, base_label=base_label(inspection))
+
+
+def base_label(inspection) -> str:
+    """What the base is made of, by FLOPs: "conv", "matmul", or "conv, matmul" if neither is under a tenth."""
+    conv = sum(x.flops * x.count for x in inspection.layers if "conv" in x.op)
+    other = sum(x.flops * x.count for x in inspection.layers if "conv" not in x.op)
+    total = conv + other
+    return "conv" if conv >= 0.9 * total else "matmul" if other >= 0.9 * total else "conv, matmul"
+
+
+def _pilots(prepared, options, order, ranks, listener) -> list[fit.Pilot]:
+    trying = lambda size: listener.stage(f"trying batch {size}")  # noqa: E731
+    if ranks.size > 1:
+        sizes = options.batch_sizes or ((4, 8) if prepared.device.type == "cpu" else fit.GPU_DEFAULT)
+        return ranks.agree([fit.pilot(prepared, s, order) for s in sorted(sizes)])
+    if options.batch_sizes:
+        return fit.try_sizes(prepared, options.batch_sizes, order, on_try=trying)
+    return fit.default_sizes(prepared, order, on_try=trying)
+
+
+def _sweep(prepared, options, order, pilots, ranks: Ranks, state: State, listener) -> None:
+    clock = clock_for(prepared.device)
+    lead_in = LEAD_IN_STEPS_CPU if prepared.device.type == "cpu" else LEAD_IN_STEPS
+    per_round = [lead_in * p.step_s + max(p.step_s, 0.020) for p in pilots]
+    chosen = options.attribution
+    if chosen == "auto":
+        chosen = ranks.agree(design.affordable(order, per_round, 1, options.budget_s * (1 - 0.25)))
+    sets = design.variant_sets(order, chosen)
+    state.put(write=False, method={**state.run.method, "attribution": chosen, "order": list(order), "lead_in_steps": lead_in})
+    blocks = [Block(p.batch_size, cost, 0.0) for p, cost in zip(pilots, per_round)]
+    random.Random(options.seed).shuffle(blocks)
+    left_s = options.budget_s
+    while blocks:
+        block = blocks.pop(0)
+        weight = sum(b.weight for b in blocks) + block.weight
+        block = replace(block, budget_s=ranks.agree(left_s * block.weight / weight))
+        begin = time.perf_counter()
+        listener.stage(f"batch {block.batch_size}: warming up {len(sets)} variants")
+
+        def partly(batch: BatchResult) -> None:
+            state.put_batch(batch, write=time.perf_counter() - state.saved > SAVE_EVERY_S)
+        batch, warnings = measure_block(
+            prepared, block, order, sets, attribution=chosen, clock=clock, lead_in=lead_in, seed=options.seed,
+            target=options.precision or PRECISION, ranks=ranks, on_batch=partly,
+            progress=lambda p: listener.rounds(block.batch_size, p))
+        state.warn(*warnings)
+        state.put_batch(batch)
+        left_s -= time.perf_counter() - begin
+        left_s = max(left_s, 0.05 * options.budget_s * len(blocks))
+        fit.release()
+        if batch.stop == "interrupted":
+            raise KeyboardInterrupt
+
+
+def finish(run: Run, options: Options) -> Run:
+    """The run with its derived values and the warnings that follow from the whole of it."""
+    run = attribution.derive(run)
+    warnings = list(run.warnings)
+    if run.inspection is not None:
+        for variant, left in run.inspection.residues.items():
+            warnings.append(Warned("residue", f"residue: {', '.join(f'{op} x{n}' for op, n in left.items())} still ran in the variant "
+                                   f"{variant}, which should be without; that much is missing from the part's cost",
+                                   "Report the model: every residue is a bug of perfscope or an operation of a kind it does not know."))
+        different = census.different_work(run.inspection)
+        if different:
+            warnings.append(Warned("different-kernels", f"the variants did not run the same convolutions and matmuls ({different})",
+                                   "Read the affected part as 'what the step would save', not as the part's own time."))
+    target = options.precision or PRECISION
+    for b in run.batches:
+        if b.derived and b.derived.half_width > target:
+            half = b.derived.half_width
+            size = "too few rounds for an interval" if half == float("inf") else f"the widest interval is ±{half:.1%} of the step"
+            warnings.append(Warned("wide-intervals" if options.precision is None else "precision-missed",
+                                   f"batch {b.batch_size}: {size}, the target ±{target:.1%} ({b.stop or 'stopped'})",
+                                   f"Give it more time: --budget {max(2 * options.budget_s, 60):.0f}s", b.batch_size))
+    return replace(run, warnings=tuple(_unique(warnings)))
+
+
+def _unique(items: list) -> list:
+    return [x for i, x in enumerate(items) if x not in items[:i]]
+
+
+def new_id(name: str) -> str:
+    """A run's id: the time and the model's name, safe as a folder's name."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.")[:60] or "run"
+    return f"{datetime.datetime.now().strftime('%Y-%m-%dT%H-%M-%S')}_{safe}"
+
+
+def _provenance(options: Options, named_model: bool) -> Provenance:
+    return Provenance(started_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                      argv=tuple(sys.argv), command=command(options) if named_model else "", versions=machine.versions(),
+                      git=machine.git_state(os.getcwd()), seed=options.seed)
+
+
+def command(options: Options) -> str:
+    """What to type to run it again."""
+    import shlex
+    default, words = Options(), ["perfscope", "breakdown", "--model", options.model]
+    for flag, name, show in (("--batch", "batch_sizes", lambda v: ",".join(map(str, v))), ("--dtype", "dtype", str),
+                             ("--memory-format", "memory_format", str), ("--compile", "compile", str),
+                             ("--device", "device", str), ("--precision", "precision", lambda v: f"{v * 100:g}%"),
+                             ("--budget", "budget_s", lambda v: f"{v:g}s"), ("--order", "order", ",".join),
+                             ("--parts", "parts", ",".join), ("--attribution", "attribution", str),
+                             ("--input", "input_shape", lambda v: "x".join(map(str, v))), ("--classes", "classes", str),
+                             ("--seed", "seed", str)):
+        value = getattr(options, name)
+        if value != getattr(default, name):
+            words += [flag, show(value)]
+    return shlex.join(words + (["--cuda-graph"] if options.cuda_graph else []))
+
+
+def _method(options: Options, device) -> dict:
+    return {"version": METHOD_VERSION, "clock": "step", "target_half_width": options.precision or PRECISION,
+            "budget_s": options.budget_s, "first_look": stats.FIRST_LOOK, "look_every": stats.LOOK_EVERY,
+            "most_rounds": stats.MOST_ROUNDS, "sample_s": 0.020, "confidence": stats.CONFIDENCE, "learning_rate": step.RATE,
+            "processes": 1, "options": options.as_dict()}
+
+
+def _info(prepared: step.Prepared, options: Options) -> WorkloadInfo:
+    w = prepared.workload
+    loss = getattr(w.loss, "__name__", type(w.loss).__name__)
+    return WorkloadInfo(name=w.name or options.model, source=w.source, dtype=options.dtype, memory_format=options.memory_format,
+                        compile=options.compile, cuda_graph=options.cuda_graph, input_shape=tuple(w.input_shape), classes=w.classes,
+                        parameters=sum(p.numel() for p in prepared.model.parameters()),
+                        optimizer=type(prepared.optimizer).__name__, loss=loss, data=w.data_words)

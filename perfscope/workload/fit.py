@@ -1,0 +1,161 @@
+"""What fits: tries batch sizes once each, times them roughly, finds out-of-memory rows and the largest batch that fits."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+from typing import Callable, Iterable
+
+import torch
+
+from perfscope.errors import WorkloadError
+from perfscope.measure.machine import memory_now
+from perfscope.workload.step import Prepared, load_batches, make_variant, traceback_text
+
+CPU_STEP_S = 0.15               # on a CPU, the default's largest step takes about this long: three sizes get 20 rounds in a minute
+CPU_LARGEST = 256
+GPU_DEFAULT = (128, 256, 512, 1024)
+SAFE = 0.9                      # of the memory that is free: what a CPU run may use before it counts as out of memory
+TRIES = 6                       # steps of the search for the largest batch
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """One batch size tried: `step_s` of one step of the full training step, or why there is none."""
+
+    batch_size: int
+    status: str = "ok"          # ok out-of-memory
+    step_s: float = 0.0
+    error: str = ""
+    bytes: int = 0              # of host memory that the step took, where known
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device or the host ran out of memory."""
+    if isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory"))
+
+
+def release() -> None:
+    """Gives unused memory back, between batch sizes only: never while one is being measured."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def pilot(prepared: Prepared, batch_size: int, parts: Iterable[str]) -> Pilot:
+    """Runs the full step twice and times the second. Out of memory is a result; the model's own error a WorkloadError."""
+    start_bytes = _host_bytes(reset=True)
+    try:
+        batches = load_batches(prepared, batch_size)
+        variant = make_variant(prepared, batches, parts, parts)
+        with variant:
+            variant.step()
+            _wait(prepared)
+            begin = time.perf_counter()
+            variant.step()
+            _wait(prepared)
+        return Pilot(batch_size, step_s=time.perf_counter() - begin, bytes=max(0, _host_bytes() - start_bytes))
+    except Exception as e:
+        if not is_out_of_memory(e):
+            raise own_error(e, batch_size) from None
+        message = str(e).splitlines()[0] if str(e) else "out of memory"
+    release()
+    return Pilot(batch_size, "out-of-memory", error=message)
+
+
+def own_error(error: Exception, batch_size: int) -> Exception:
+    """A failure of the workload's own step, as one clear error with the user's traceback."""
+    from perfscope.errors import PerfscopeError
+    from perfscope.measure.ranks import is_lost, lost
+    if isinstance(error, PerfscopeError):
+        return error
+    if is_lost(error):
+        return lost(error)
+    return WorkloadError(f"one training step at batch {batch_size} failed: {type(error).__name__}: {error}",
+                         "This is the workload's own error; run one step of it by itself first.", traceback_text(error))
+
+
+def _wait(prepared: Prepared) -> None:
+    if prepared.device.type == "cuda":
+        torch.cuda.synchronize(prepared.device)
+
+
+def _host_bytes(reset=False) -> int:
+    """Greatest resident bytes of this process since the last reset (Linux); 0 where that is not known."""
+    try:
+        if reset:
+            with open("/proc/self/clear_refs", "w") as f:
+                f.write("5")
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM"))
+    except (OSError, StopIteration, ValueError):
+        return 0
+
+
+def try_sizes(prepared: Prepared, sizes: Iterable[int], parts, free: Callable[[], int] | None = None,
+              on_try: Callable[[int], None] = lambda size: None) -> list[Pilot]:
+    """Tries the sizes from the smallest to the largest; beyond the first that does not fit, none is tried.
+
+    On a CPU, where Linux kills a process that takes too much, a size whose memory (extrapolated from the largest one
+    that ran) is not free counts as out of memory without being tried.
+    """
+    done: list[Pilot] = []
+    free = free or (lambda: memory_now(prepared.device))
+    for size in sorted(sizes):
+        last = done[-1] if done else None
+        if last and last.status != "ok":
+            done.append(Pilot(size, "out-of-memory", error=f"not tried: batch {last.batch_size} does not fit"))
+            continue
+        if last and last.bytes and prepared.device.type == "cpu":
+            needed, available = last.bytes * size / last.batch_size, free()
+            if needed > SAFE * available:
+                done.append(Pilot(size, "out-of-memory", error=f"needs about {needed / 2**30:.1f} GiB, extrapolated from batch "
+                                  f"{last.batch_size}; {available / 2**30:.1f} GiB are free"))
+                continue
+        on_try(size)
+        done.append(pilot(prepared, size, parts))
+    return done
+
+
+def default_sizes(prepared: Prepared, parts, on_try=lambda size: None) -> list[Pilot]:
+    """The batch sizes that fit the device: 128 to 1024 on a GPU; on a CPU three powers of two up to a step of CPU_STEP_S."""
+    if prepared.device.type == "cuda":
+        return try_sizes(prepared, GPU_DEFAULT, parts, on_try=on_try)
+    tried: dict[int, Pilot] = {}
+    size = 1
+    while size <= CPU_LARGEST:
+        on_try(size)
+        tried[size] = pilot(prepared, size, parts)
+        if tried[size].status != "ok" or tried[size].step_s > CPU_STEP_S:
+            break
+        size *= 4 if tried[size].step_s < CPU_STEP_S / 16 else 2
+    fitting = [s for s, p in tried.items() if p.status == "ok" and p.step_s <= CPU_STEP_S] or [min(tried)]
+    top = max(fitting)
+    wanted = sorted({max(1, top // 4), max(1, top // 2), top})
+    return [tried.get(s) or pilot(prepared, s, parts) for s in wanted]
+
+
+def largest_batch(prepared: Prepared, pilots: list[Pilot], parts) -> int | None:
+    """The largest batch that fits, to about 6 %, where some size did not; None if all did, or none."""
+    fits = [p.batch_size for p in pilots if p.status == "ok"]
+    fails = [p.batch_size for p in pilots if p.status != "ok"]
+    if not fits or not fails:
+        return None
+    low, high = max(fits), min(fails)
+    per_sample = next((p.bytes / p.batch_size for p in pilots if p.batch_size == low), 0)
+    for _ in range(TRIES):
+        if high - low <= max(1, low // 16):
+            break
+        middle = (low + high) // 2
+        if prepared.device.type == "cpu":
+            fitted = not per_sample or middle * per_sample <= SAFE * memory_now(prepared.device)
+            fitted = fitted and pilot(prepared, middle, parts).status == "ok"
+        else:
+            fitted = pilot(prepared, middle, parts).status == "ok"
+        low, high = (middle, high) if fitted else (low, middle)
+    return low
