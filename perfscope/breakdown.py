@@ -7,6 +7,7 @@ after each block, and every few seconds within one, so that whatever ends the ru
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import random
@@ -26,7 +27,7 @@ from perfscope.measure.clock import clock_for
 from perfscope.measure.ranks import Ranks, join
 from perfscope.measure.rounds import LEAD_IN_STEPS, LEAD_IN_STEPS_CPU, Progress
 from perfscope.options import PRECISION, Options, check
-from perfscope.record import BatchResult, Provenance, Run, Warned, WorkloadInfo, save
+from perfscope.record import BatchResult, Ceilings, Provenance, Run, Warned, WorkloadInfo, save
 from perfscope.workload import census, fit, step
 from perfscope.workload.block import Block, measure_block
 from perfscope.workload.resolve import resolve
@@ -56,8 +57,11 @@ class State:
         run = replace(self.run, **changes)
         self.run = replace(run, provenance=replace(run.provenance, wall_s=time.perf_counter() - self.started))
         if write and self.folder is not None:
-            save(self.run, self.folder / "run.json")
-            self.saved = time.perf_counter()
+            try:
+                save(self.run, self.folder / "run.json")
+                self.saved = time.perf_counter()
+            except EnvironmentError_ as e:      # a disk that is full now may have room at the end: measure on
+                self.warn(Warned("not-saved", f"the record could not be saved while measuring: {e.message}", e.hint))
 
     def put_batch(self, batch: BatchResult, write=True) -> None:
         others = [b for b in self.run.batches if b.batch_size != batch.batch_size]
@@ -87,18 +91,41 @@ def breakdown(model: Any = "resnet9", batch_sizes=(), *, out=None, listener: Lis
     ranks = join(device.type)
     device = step.check_device(options.device)
     state = State(Run(run_id or new_id(name)), Path(out) if out is not None and ranks.first else None)
-    state.put(provenance=_provenance(options, named_model), environment=machine.fingerprint(device, world_size=ranks.size),
+    claim(state.folder)
+    state.put(write=False, provenance=_provenance(options, named_model), environment=machine.fingerprint(device, world_size=ranks.size),
               method=_method(options, device))
     try:
         _measure(model, named_model, options, device, ranks, state, listener)
         status = "complete"
     except KeyboardInterrupt:
         status = "interrupted"
+    except BaseException:
+        if state.folder is not None and not state.saved:
+            with contextlib.suppress(OSError):
+                state.folder.rmdir()            # nothing was measured: leave no empty folder behind
+        raise
     state.put(write=False, status=status)
     run = finish(state.run, options)
     if state.folder is not None:
-        save(run, state.folder / "run.json")
+        try:
+            save(run, state.folder / "run.json")
+        except EnvironmentError_ as e:
+            e.run = run                         # the command still shows what cannot be stored
+            raise
     return run
+
+
+def claim(folder: Path | None) -> None:
+    """Makes the folder and makes sure that it can be written, before anything is measured. Raises EnvironmentError_."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".perfscope-{os.getpid()}"
+        trial.write_text("")
+        trial.unlink()
+    except OSError as e:
+        raise EnvironmentError_(f"cannot write to {folder}: {e.strerror or e}", "Give another folder with --out.") from None
 
 
 def _measure(model, named_model, options, device, ranks, state, listener) -> None:
@@ -107,7 +134,7 @@ def _measure(model, named_model, options, device, ranks, state, listener) -> Non
     prepared = step.prepare(workload, device=device, dtype=options.dtype, memory_format=options.memory_format,
                             compile=options.compile, cuda_graph=options.cuda_graph, keep_original=not named_model,
                             world_size=ranks.size, seed=options.seed)
-    state.put(workload=_info(prepared, options))
+    state.put(write=False, workload=_info(prepared, options))
     smallest = min(options.batch_sizes) if options.batch_sizes else 1 if device.type == "cpu" else min(fit.GPU_DEFAULT)
     try:
         present = step.present_parts(prepared, step.load_batches(prepared, max(smallest, 2)), options.parts)
@@ -132,11 +159,18 @@ def _measure(model, named_model, options, device, ranks, state, listener) -> Non
     state.put(ceilings=floor.ceilings(device, dtype))
     ranks.agree(None)
     _sweep(prepared, options, order, fitting, ranks, state, listener)
+    state.put(ceilings=higher(state.run.ceilings, floor.ceilings(device, dtype)))
     if ranks.first and not named_model:
         listener.stage("counting operations and FLOPs")
         batches = step.load_batches(prepared, fitting[0].batch_size)
         local = replace(prepared, distributed=None)
         _count(state, lambda: replace(census.inspect(local, batches, order, order), process="same, after timing"))
+
+
+def higher(a: Ceilings, b: Ceilings) -> Ceilings:
+    """The greater of two measurements of each ceiling: a busy machine can only make them lower."""
+    return replace(a, matmul_flops_per_s=max(a.matmul_flops_per_s, b.matmul_flops_per_s),
+                   copy_bytes_per_s=max(a.copy_bytes_per_s, b.copy_bytes_per_s))
 
 
 def _count(state: State, inspect) -> None:

@@ -10,12 +10,12 @@ import re
 from dataclasses import dataclass
 
 from perfscope.measure.stats import Interval
-from perfscope.record import BASE, BatchResult, Run, label
+from perfscope.record import BASE, BatchResult, Part, Run, label
 from perfscope.sections import DASH, change, figures, lengths, ordered, percent, plain, scaled, share, words
 
 #: Short names for narrow tables.
 SHORT = {"activation": "act", "attention": "attn", "dropout": "drop", "embedding": "embed", "communication": "comm"}
-LAUNCH_BOUND = 0.10      # METHOD section 1: above this the step is host-bound
+LAUNCH_BOUND = 0.10  # METHOD section 1: above this the step is host-bound
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Row:
 
     batch: BatchResult
     step_ms: tuple[str, str]
-    shares: dict[str, tuple[str, str]]      # part -> percent
+    shares: dict[str, tuple[str, str]]  # part -> percent
     floor_ms: str
     efficiency: str
     samples_per_s: str
-    note: str                               # what happened instead of, or beside, a measurement
+    note: str  # what happened instead of, or beside, a measurement
 
 
 def results(run: Run) -> list[BatchResult]:
@@ -71,22 +71,41 @@ def rows(run: Run) -> list[Row]:
     out = []
     for b in run.batches:
         d = b.derived if b.derived and b.derived.parts else None
-        out.append(Row(
-            b, scaled(d.step) if d else (DASH, ""), {p: share(v.share) for p, v in d.parts.items()} if d else {},
-            figures(d.floor_s * 1e3) if d and d.floor_s else DASH, percent(d.efficiency) if d and d.efficiency else DASH,
-            figures(d.samples_per_s) if d and d.samples_per_s else DASH, note(b)))
+        out.append(
+            Row(
+                b,
+                scaled(d.step) if d else (DASH, ""),
+                {p: share(v.share) for p, v in d.parts.items()} if d else {},
+                figures(d.floor_s * 1e3) if d and d.floor_s else DASH,
+                percent(d.efficiency) if d and d.efficiency else DASH,
+                figures(d.samples_per_s) if d and d.samples_per_s else DASH,
+                note(b),
+            )
+        )
     return out
 
 
 def headline(run: Run) -> list[str]:
     """What was measured, where, how well: the pieces of the first line."""
     w, env = run.workload, run.environment
-    setting = ", ".join(plain(s) for s in (w.dtype, w.memory_format if w.memory_format != "contiguous" else "",
-                                           f"compile {w.compile}" if w.compile not in ("off", "") else "",
-                                           "CUDA graph" if w.cuda_graph else "") if s)
+    setting = ", ".join(
+        plain(s)
+        for s in (
+            w.dtype,
+            w.memory_format if w.memory_format != "contiguous" else "",
+            f"compile {w.compile}" if w.compile not in ("off", "") else "",
+            "CUDA graph" if w.cuda_graph else "",
+        )
+        if s
+    )
     versions = env.software.get("torch") or run.provenance.versions.get("torch")
-    pieces = [w.name, setting, env.device_name or env.device, f"torch {versions}" if versions else "",
-              f"{env.world_size} ranks" if env.world_size > 1 else ""]
+    pieces = [
+        w.name,
+        setting,
+        env.device_name or env.device,
+        f"torch {versions}" if versions else "",
+        f"{env.world_size} ranks" if env.world_size > 1 else "",
+    ]
     return [plain(p) for p in pieces if p] + clock(run)
 
 
@@ -105,7 +124,14 @@ def clock(run: Run) -> list[str]:
 
 def largest_part(batch: BatchResult) -> str:
     """The part, besides the base, with the largest share; "" if there is only the base."""
-    return max((p for p in batch.derived.parts if p != BASE), key=lambda p: batch.derived.parts[p].share.point, default="")
+    return max(
+        (p for p in batch.derived.parts if p != BASE), key=lambda p: batch.derived.parts[p].share.point, default=""
+    )
+
+
+def saved(part: Part) -> Interval:
+    """Seconds that the full step would save without this part: last in where that was measured, else the ladder's."""
+    return part.last if part.last and math.isfinite(part.last.half_width) else part.seconds
 
 
 def verdict(run: Run) -> str:
@@ -119,7 +145,7 @@ def verdict(run: Run) -> str:
     part = largest_part(best)
     if part:
         text += f", of which {label(run, part)} is {words(share(d.parts[part].share), '%')}"
-        text += f": were it free, the step would be {words(scaled(d.parts[part].seconds), 'ms')} shorter"
+        text += f": were it free, the step would be {words(scaled(saved(d.parts[part])), 'ms')} shorter"
     end = []
     if d.efficiency and math.isfinite(d.efficiency):
         end.append(f"The step reaches {percent(d.efficiency)} of what this machine's measured ceilings allow.")
@@ -136,7 +162,10 @@ def growing(run: Run) -> list[str]:
 def scaling_words(run: Run) -> list[tuple[str, str]]:
     """(part, how it scales with the batch, in words), in ladder order."""
     fits = run.scaling.parts if run.scaling else {}
-    return [(plain(label(run, p)), re.sub(r"(?<=\d) us\b", " µs", plain(fits[p].words or fits[p].kind))) for p in ordered(fits)]
+    return [
+        (plain(label(run, p)), re.sub(r"(?<=\d) us\b", " µs", plain(fits[p].words or fits[p].kind)))
+        for p in ordered(fits)
+    ]
 
 
 def sweep_words(run: Run) -> list[str]:
@@ -159,8 +188,10 @@ def residues(run: Run) -> list[tuple[str, str, int]]:
 
 def incomplete(run: Run) -> str:
     """Says so if the run did not come to its end."""
-    known = {"partial": "This record is partial: the run was still going, or was killed, when it was written.",
-             "interrupted": "This run was interrupted: what is here was measured, the rest was not."}
+    known = {
+        "partial": "This record is partial: the run was still going, or was killed, when it was written.",
+        "interrupted": "This run was interrupted: what is here was measured, the rest was not.",
+    }
     return known.get(run.status, "")
 
 

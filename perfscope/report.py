@@ -1,8 +1,8 @@
 """The report of one or more runs: `report(run, path)`. Sections and renderers are the files of `reports/`.
 
-A section is a file with TITLE, ORDER, `render(run) -> str` (an HTML fragment, "" if it has nothing to say) and, if it is
-not for every kind of run, KINDS. A renderer is a file with FORMAT and `render(runs, fragments, **options) -> str`.
-A section that wants an option names it: `def render(run, article=None)`. Works without torch; nothing is printed.
+A section is a file with TITLE, ORDER, `render(run) -> str` (an HTML fragment, "" if it has nothing to say) and, if
+it is not for every kind of run, KINDS. A renderer is a file with FORMAT and `render(runs, fragments, **options)
+-> str`. A section that wants an option names it: `def render(run, article=None)`. Needs no torch, prints nothing.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def fragments(run: Run, options: dict) -> list[Fragment]:
             body = module.render(run, **wanted)
         except PerfscopeError:
             raise
-        except Exception as e:                       # somebody's own section must not cost the report
-            body = f'<p class="alarm">The section {escape(name)} could not be drawn: {escape(type(e).__name__)}: {escape(e)}</p>'
+        except Exception as e:  # somebody's own section must not cost the report
+            why = escape(f"{name} could not be drawn: {type(e).__name__}: {e}")
+            body = f'<p class="alarm">The section {why}</p>'
         if body:
             out.append(Fragment(slug(name), module.TITLE, Html(body)))
     return out
@@ -71,7 +72,9 @@ def render(run: Run | Sequence[Run], format: str = "html", **options) -> str:
     """
     runs = [run] if isinstance(run, Run) else list(run)
     if not runs:
-        raise UsageError("there is no run to report on", "Give one or more run.json files, or the folders that hold them.")
+        raise UsageError(
+            "there is no run to report on", "Give one or more run.json files, or the folders that hold them."
+        )
     known = renderers()
     if format not in known:
         raise UsageError(f"there is no report format {str(format)!r}", f"Known: {', '.join(sorted(known))}")
@@ -87,12 +90,15 @@ def report(runs: Run | Sequence[Run], path, format: str = "", **options) -> Path
     if path.is_dir():
         path = path / "report.html"
     if not format and path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"cannot tell the format of {path.name!r}", f"End it in one of {', '.join(SUFFIXES)}, or give the format.")
+        raise UsageError(
+            f"cannot tell the format of {path.name!r}", f"End it in one of {', '.join(SUFFIXES)}, or give the format."
+        )
     text = render(runs, format or SUFFIXES[path.suffix.lower()], **options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors="replace")
     except OSError as e:
-        raise EnvironmentError_(f"cannot write {path}: {e.strerror or e}",
-                                "Give another path with --out, or make room on the disk.") from e
+        raise EnvironmentError_(
+            f"cannot write {path}: {e.strerror or e}", "Give another path with --out, or make room on the disk."
+        ) from e
     return path

@@ -1,8 +1,8 @@
 """What a section of a report may use: numbers with their digits, escaping, colours, tables and figures.
 
-A section imports this module, `perfscope.facts`, the record and nothing else of perfscope; never torch. Figures are plotly
-figures, given as plain dictionaries (or as `plotly.graph_objects.Figure`): plotly itself is only needed to draw them, by
-the bundle that the page carries.
+A section imports this module, `perfscope.facts`, the record and nothing else of perfscope; never torch.
+Figures are plotly figures, given as plain dictionaries (or as `plotly.graph_objects.Figure`): plotly itself is
+only needed to draw them, by the bundle that the page carries.
 """
 
 from __future__ import annotations
@@ -19,15 +19,23 @@ from perfscope.measure import stats
 from perfscope.measure.stats import Interval
 from perfscope.record import BASE, PARTS
 
-#: One colour per part, the same in every figure. The first seven that share a chart most often are the colour-blind-safe
+#: One colour per part, the same in every figure. Those that share a chart most often are the colour-blind-safe
 #: set of Okabe and Ito (Color Universal Design, 2008); the rarer four keep a distance from them in lightness.
 COLOURS = {
-    BASE: "#0072B2", "norm": "#E69F00", "activation": "#009E73", "attention": "#CC79A7", "optimizer": "#D55E00",
-    "data": "#56B4E9", "communication": "#F0E442", "dropout": "#8C8C8C", "pooling": "#7A5C3A", "embedding": "#5D4A9C",
+    BASE: "#0072B2",
+    "norm": "#E69F00",
+    "activation": "#009E73",
+    "attention": "#CC79A7",
+    "optimizer": "#D55E00",
+    "data": "#56B4E9",
+    "communication": "#F0E442",
+    "dropout": "#8C8C8C",
+    "pooling": "#7A5C3A",
+    "embedding": "#5D4A9C",
     "loss": "#A8BF5A",
 }
 GREY = "#9AA0A6"
-DASH = "–"              # nothing was measured
+DASH = "–"  # nothing was measured
 
 #: Colours that the page fills in, so that a figure follows light and dark mode.
 TEXT, MUTED, GRID, GROUND = "theme:text", "theme:muted", "theme:grid", "theme:ground"
@@ -39,10 +47,13 @@ class Html(str):
 
 # ---------------------------------------------------------------- text
 
+
 def plain(text) -> str:
     """Text without control characters, line breaks and lone surrogates: nothing can steer a terminal or a page."""
     text = " ".join(str(text).encode("utf-8", "replace").decode("utf-8").split())
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn") else c for c in text)
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn") else c for c in text
+    )
 
 
 def escape(text) -> Html:
@@ -57,6 +68,7 @@ def slug(text) -> str:
 
 # ---------------------------------------------------------------- numbers
 
+
 def share(interval: Interval | None) -> tuple[str, str]:
     """A share as (per cent, plus-minus) with only the digits that it supports, by the rule of `stats.format_share`."""
     return _pair(stats.format_share(interval, error=interval.half_width > 0)) if interval else (DASH, "")
@@ -64,7 +76,9 @@ def share(interval: Interval | None) -> tuple[str, str]:
 
 def scaled(interval: Interval | None, scale: float = 1e3) -> tuple[str, str]:
     """A quantity times `scale` (1e3: seconds to ms) as (point, plus-minus), by the rule of `stats.format_ms`."""
-    return _pair(stats.format_ms(interval.scaled(scale / 1e3), error=interval.half_width > 0)) if interval else (DASH, "")
+    return (
+        _pair(stats.format_ms(interval.scaled(scale / 1e3), error=interval.half_width > 0)) if interval else (DASH, "")
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -109,7 +123,7 @@ def amount(value: float | None, unit: str, base: int = 1000) -> str:
         return DASH
     prefixes = ("", "k", "M", "G", "T", "P") if base == 1000 else ("", "Ki", "Mi", "Gi", "Ti", "Pi")
     power = min(int(math.log(abs(value), base)), 5) if abs(value) >= base else 0
-    return f"{figures(value / base ** power)} {prefixes[power]}{unit}"
+    return f"{figures(value / base**power)} {prefixes[power]}{unit}"
 
 
 def lengths(seconds: list[float]) -> tuple[float, str]:
@@ -120,28 +134,39 @@ def lengths(seconds: list[float]) -> tuple[float, str]:
 
 # ---------------------------------------------------------------- markup
 
+
 def cell(value, sort: float | str | None = None, note: str = "") -> Html:
     """One table cell. A pair (point, plus-minus) of `share` or `scaled` is set with a quiet plus-minus."""
     if isinstance(value, tuple):
-        value = Html(f"{escape(value[0])}" + (f' <small>±{escape(value[1])}</small>' if value[1] else ""))
+        value = Html(f"{escape(value[0])}" + (f" <small>±{escape(value[1])}</small>" if value[1] else ""))
     key = "" if sort is None else f' data-v="{escape(sort)}"'
     return Html(f"<td{key}{' title=' + chr(34) + escape(note) + chr(34) if note else ''}>{escape(value)}</td>")
 
 
 def table(head, rows, caption: str = "", sortable: bool = True) -> Html:
     """A table; `head` are titles, rows hold text or what `cell` made. It scrolls inside its own frame on a phone."""
-    heads = "".join(f'<th scope="col">{f"<button type=button>{escape(h)}</button>" if sortable else escape(h)}</th>' for h in head)
-    body = "".join("<tr>" + "".join(c if isinstance(c, Html) and c.startswith("<td") else cell(c) for c in row) + "</tr>"
-                   for row in rows)
+    heads = "".join(
+        f'<th scope="col">{f"<button type=button>{escape(h)}</button>" if sortable else escape(h)}</th>' for h in head
+    )
+    body = "".join(
+        "<tr>" + "".join(c if isinstance(c, Html) and c.startswith("<td") else cell(c) for c in row) + "</tr>"
+        for row in rows
+    )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return Html(f'<div class="frame"><table class="{"sortable" if sortable else "still"}">{title}'
-                f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>")
+    return Html(
+        f'<div class="frame"><table class="{"sortable" if sortable else "still"}">{title}'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def pairs(values: dict) -> Html:
     """A definition list of names and values, for constants and versions. Nested values are shown as JSON."""
     rows = ((k, v if isinstance(v, (str, Html)) else json.dumps(v, default=str)) for k, v in values.items())
-    return Html('<dl class="pairs">' + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in rows) + "</dl>")
+    return Html(
+        '<dl class="pairs">'
+        + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in rows)
+        + "</dl>"
+    )
 
 
 def details(title: str, body: str) -> Html:
@@ -154,8 +179,12 @@ def per_batch(panels: dict[int, str], chosen: int) -> Html:
     if not panels:
         return Html("")
     chosen = chosen if chosen in panels else next(iter(panels))
-    buttons = "".join(f'<button type="button" data-batch="{b}" aria-pressed="{str(b == chosen).lower()}">{b}</button>' for b in panels)
-    parts = "".join(f'<div class="panel" data-batch="{b}"{"" if b == chosen else " hidden"}>{p}</div>' for b, p in panels.items())
+    buttons = "".join(
+        f'<button type="button" data-batch="{b}" aria-pressed="{str(b == chosen).lower()}">{b}</button>' for b in panels
+    )
+    parts = "".join(
+        f'<div class="panel" data-batch="{b}"{"" if b == chosen else " hidden"}>{p}</div>' for b, p in panels.items()
+    )
     selector = f'<div class="segments batch" role="group" aria-label="batch size"><span>batch</span>{buttons}</div>'
     return Html(f'<div class="batches">{selector}{parts}</div>')
 
@@ -175,13 +204,13 @@ def pack(text: str) -> Html:
 
 
 def _figure_json(figure) -> str:
-    if hasattr(figure, "to_json"):                       # a plotly Figure; NumPy columns become typed arrays
+    if hasattr(figure, "to_json"):  # a plotly Figure; NumPy columns become typed arrays
         return figure.to_json(engine="json")
     return json.dumps(_drawn(figure), allow_nan=False, separators=(",", ":"))
 
 
 def _drawn(value):
-    """JSON has no NaN: a gap in a figure is null. Six digits are more than a screen shows; the record keeps them all."""
+    """JSON has no NaN: a gap is null. Six digits are more than a screen shows; the record keeps them all."""
     if isinstance(value, dict):
         return {k: _drawn(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -198,16 +227,20 @@ def figure(views, title: str, caption: str = "") -> Html:
     """
     if hasattr(views, "to_json") or "data" in views:
         views = {"": views}
-    height = max((f["layout"].get("height", 320) if isinstance(f, dict) else f.layout.height or 320) for f in views.values())
+    height = max(
+        (f["layout"].get("height", 320) if isinstance(f, dict) else f.layout.height or 320) for f in views.values()
+    )
     stored = ",".join(f"{json.dumps(str(name))}:{_figure_json(f)}" for name, f in views.items())
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return Html(f'<figure class="plot" aria-label="{escape(title)}"><div class="canvas" style="min-height:{int(height)}px">'
-                f'</div>{note}<script type="application/json">{embed("{" + stored + "}")}</script></figure>')
+    return Html(
+        f'<figure class="plot" aria-label="{escape(title)}"><div class="canvas" style="min-height:{int(height)}px">'
+        f'</div>{note}<script type="application/json">{embed("{" + stored + "}")}</script></figure>'
+    )
 
 
 def contrast(colour: str) -> str:
     """Black or white, whichever is easier to read on the colour (relative luminance of WCAG 2)."""
-    channels = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return "#000000" if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.2 else "#FFFFFF"
 

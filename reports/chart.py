@@ -8,7 +8,7 @@ from perfscope.sections import TEXT, colour, contrast, escape, figure, scaled, s
 
 TITLE = "Where the time goes"
 ORDER = 20
-BAR = 40              # pixels per batch size
+BAR = 40  # pixels per batch size
 
 
 def bars(run: Run, scale, unit: str, axis: str) -> dict:
@@ -21,30 +21,80 @@ def bars(run: Run, scale, unit: str, axis: str) -> dict:
         spans = [b.derived.parts[part].seconds.scaled(scale(b)) for b in mine]
         shares = [b.derived.parts[part].share for b in mine]
         name = escape(label(run, part))
-        data.append({
-            "type": "bar", "orientation": "h", "name": name, "y": [str(b.batch_size) for b in mine], "x": [s.point for s in spans],
-            "marker": {"color": colour(part), "line": {"color": "theme:ground", "width": 1}},
-            "error_x": {"type": "data", "symmetric": False, "array": [s.high - s.point for s in spans], "color": TEXT,
-                        "arrayminus": [s.point - s.low for s in spans], "thickness": 1.2, "width": 4},
-            "text": [f"{share(s)[0]} %" for s in shares], "textposition": "inside", "insidetextanchor": "middle", "textangle": 0,
-            "insidetextfont": {"color": contrast(colour(part))},
-            "customdata": [[words(scaled(s, 1), unit), words(share(h), "%")] for s, h in zip(spans, shares)],
-            "hovertemplate": f"<b>{name}</b> at batch %{{y}}<br>%{{customdata[0]}} · %{{customdata[1]}} of the step<extra></extra>"})
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": name,
+                "y": [str(b.batch_size) for b in mine],
+                "x": [s.point for s in spans],
+                "marker": {"color": colour(part), "line": {"color": "theme:ground", "width": 1}},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [s.high - s.point for s in spans],
+                    "color": TEXT,
+                    "arrayminus": [s.point - s.low for s in spans],
+                    "thickness": 1.2,
+                    "width": 4,
+                },
+                "text": [f"{share(s)[0]} %" for s in shares],
+                "textposition": "inside",
+                "insidetextanchor": "middle",
+                "textangle": 0,
+                "insidetextfont": {"color": contrast(colour(part))},
+                "customdata": [[words(scaled(s, 1), unit), words(share(h), "%")] for s, h in zip(spans, shares)],
+                "hovertemplate": f"<b>{name}</b> at batch %{{y}}<br>%{{customdata[0]}} · %{{customdata[1]}} of the "
+                f"step<extra></extra>",
+            }
+        )
     floored = [b for b in have if b.derived.floor_s]
     if floored:
-        data.append({
-            "type": "scatter", "mode": "markers", "name": "floor", "y": [str(b.batch_size) for b in floored],
-            "x": [b.derived.floor_s * scale(b) for b in floored],
-            "marker": {"symbol": "line-ns", "size": BAR * 0.8, "color": TEXT, "line": {"width": 3, "color": TEXT}},
-            "hovertemplate": f"floor at batch %{{y}}: %{{x:.3~g}} {unit}<br>what this machine's ceilings allow<extra></extra>"})
-    lost = [{"y": i, "x": 0, "text": f" {escape(facts.note(b))}", "showarrow": False, "xanchor": "left", "font": {"color": "theme:muted"}}
-            for i, b in enumerate(run.batches) if b not in have]
-    return {"data": data, "layout": {
-        "barmode": "stack", "bargap": 0.22, "height": 100 + BAR * len(every), "annotations": lost, "uniformtext": {"minsize": 10, "mode": "hide"},
-        "xaxis": {"title": {"text": axis}, "rangemode": "tozero"},
-        "yaxis": {"type": "category", "title": {"text": "batch size", "standoff": 12}, "categoryorder": "array", "categoryarray": every,
-                  "range": [len(every) - 0.5, -0.5], "showgrid": False},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}, "margin": {"t": 20}}}
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "floor",
+                "y": [str(b.batch_size) for b in floored],
+                "x": [b.derived.floor_s * scale(b) for b in floored],
+                "marker": {"symbol": "line-ns", "size": BAR * 0.8, "color": TEXT, "line": {"width": 3, "color": TEXT}},
+                "hovertemplate": f"floor at batch %{{y}}: %{{x:.3~g}} {unit}<br>what this machine's ceilings "
+                f"allow<extra></extra>",
+            }
+        )
+    lost = [
+        {
+            "y": i,
+            "x": 0,
+            "text": f" {escape(facts.note(b))}",
+            "showarrow": False,
+            "xanchor": "left",
+            "font": {"color": "theme:muted"},
+        }
+        for i, b in enumerate(run.batches)
+        if b not in have
+    ]
+    return {
+        "data": data,
+        "layout": {
+            "barmode": "stack",
+            "bargap": 0.22,
+            "height": 100 + BAR * len(every),
+            "annotations": lost,
+            "uniformtext": {"minsize": 10, "mode": "hide"},
+            "xaxis": {"title": {"text": axis}, "rangemode": "tozero"},
+            "yaxis": {
+                "type": "category",
+                "title": {"text": "batch size", "standoff": 12},
+                "categoryorder": "array",
+                "categoryarray": every,
+                "range": [len(every) - 0.5, -0.5],
+                "showgrid": False,
+            },
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+            "margin": {"t": 20},
+        },
+    }
 
 
 def render(run: Run) -> str:
@@ -55,6 +105,10 @@ def render(run: Run) -> str:
     views = {
         f"{unit} per sample": bars(run, lambda b: scale / b.batch_size, unit, f"time per sample, {unit}"),
         "ms per step": bars(run, lambda b: 1e3, "ms", "time per step, ms"),
-        "share": bars(run, lambda b: 100 / b.derived.step.point, "%", "share of the step, %")}
-    return figure(views, "Stacked bars: time per batch size by part",
-                  "Each part is what would be saved if it were free; whiskers are 95 % intervals, the upright mark is the floor.")
+        "share": bars(run, lambda b: 100 / b.derived.step.point, "%", "share of the step, %"),
+    }
+    return figure(
+        views,
+        "Stacked bars: time per batch size by part",
+        "Each part is what it adds to the step, in this order; whiskers are 95 % intervals, the upright mark is the floor.",
+    )

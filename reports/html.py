@@ -1,6 +1,6 @@
 """The HTML page: one file that needs nothing else. Shell, styles, script, and plotly's own bundle, compressed.
 
-The bundle comes from the installed plotly package at the moment the page is made; the browser unpacks it (DecompressionStream).
+The bundle comes from the installed plotly package at the moment the page is made; the browser unpacks it.
 A content security policy forbids every request, so that the page stays offline whatever a section puts into it.
 """
 
@@ -17,17 +17,22 @@ from perfscope.sections import escape, pack
 
 FORMAT = "html"
 HERE = Path(__file__).parent
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 
 @lru_cache(maxsize=1)
 def bundle() -> str:
-    """plotly.js of the installed package, deflated and packed (4.8 MB become 1.8). Raises EnvironmentError_ without plotly."""
+    """plotly.js of the installed package, packed (4.8 MB become 1.8). Raises EnvironmentError_ without plotly."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as e:
-        raise EnvironmentError_(f"the HTML report needs plotly, and it cannot be imported: {e}",
-                                "Install it: pip install 'plotly>=6'. The terminal and Markdown reports (report.md) work without it.") from None
+        raise EnvironmentError_(
+            f"the HTML report needs plotly, and it cannot be imported: {e}",
+            "Install it: pip install 'plotly>=6'. The terminal and Markdown reports (report.md) work without it.",
+        ) from None
     return pack(get_plotlyjs())
 
 
@@ -39,7 +44,9 @@ def gather(body: str) -> tuple[str, str]:
         found.append(match[1])
         return f'<script type="text/plain" class="figure">{len(found) - 1}</script>'
 
-    return re.sub(r'<script type="application/json">(.*?)</script>', number, body, flags=re.S), pack(f"[{','.join(found)}]")
+    return re.sub(r'<script type="application/json">(.*?)</script>', number, body, flags=re.S), pack(
+        f"[{','.join(found)}]"
+    )
 
 
 def article(run: Run, fragments, number: int) -> str:
@@ -47,11 +54,16 @@ def article(run: Run, fragments, number: int) -> str:
     tail = f"-{number}" if number else ""
     first, *rest = facts.headline(run)
     parts = "".join(
-        f'<section id="{f.name}{tail}" class="of-{f.name}">' + (f"<h2>{escape(f.title)}</h2>" if f.title else "")
-        + (f.html.replace('href="#warnings"', f'href="#warnings{tail}"') if tail else f.html) + "</section>" for f in fragments)
+        f'<section id="{f.name}{tail}" class="of-{f.name}">'
+        + (f"<h2>{escape(f.title)}</h2>" if f.title else "")
+        + (f.html.replace('href="#warnings"', f'href="#warnings{tail}"') if tail else f.html)
+        + "</section>"
+        for f in fragments
+    )
     started = run.provenance.started_utc[:16].replace("T", " ")
     facts_line = " · ".join([*rest, *([f"{started} UTC"] if started else [])])
-    return (f'<article class="run" id="run{tail}"><header><h1>{escape(first)}</h1><p class="facts">{escape(facts_line)}</p></header>{parts}</article>')
+    header = f'<header><h1>{escape(first)}</h1><p class="facts">{escape(facts_line)}</p></header>'
+    return f'<article class="run" id="run{tail}">{header}{parts}</article>'
 
 
 def render(runs, fragments, **_) -> str:
@@ -79,12 +91,13 @@ def render(runs, fragments, **_) -> str:
 {css}</style>
 </head>
 <body>
-<nav><b>perfscope</b><div class="places">{menu}</div><button type="button" id="theme" aria-label="light or dark">◐</button></nav>
+<nav><b>perfscope</b><div class="places">{menu}</div>
+<button type="button" id="theme" aria-label="light or dark">◐</button></nav>
 <p id="trouble" class="alarm" role="alert" hidden></p>
 <noscript><p class="alarm">The figures, the sorting and the download need JavaScript; the numbers below do not.</p>
 <style>.panel[hidden] {{ display: block }} .canvas {{ display: none }}</style></noscript>
 <main>{body}</main>
-<footer>Made by perfscope. This page makes no network request. Figures are drawn by plotly.js (MIT), carried inside.</footer>
+<footer>Made by perfscope. No network request is made. Figures are drawn by plotly.js (MIT), carried inside.</footer>
 <script type="application/octet-stream" id="figures">{figures}</script>
 <script type="application/octet-stream" id="bundle">{code}</script>
 <script>

@@ -49,22 +49,48 @@ def parts(run: Run) -> str:
     if not best or not any(p.first or p.shapley for p in best.derived.parts.values()):
         return ""
     head = ["part", "share", "ms", "first in, ms", "last in, ms", "Shapley", ""]
-    body = [[escape(label(run, name)), words(share(p.share), "%"), words(scaled(p.seconds)), words(scaled(p.first)), words(scaled(p.last)),
-             words(share(p.shapley), "%") if p.shapley else DASH, "depends on order" if p.depends_on_order else ""] for name, p in best.derived.parts.items()]
+    body = [
+        [
+            escape(label(run, name)),
+            words(share(p.share), "%"),
+            words(scaled(p.seconds)),
+            words(scaled(p.first)),
+            words(scaled(p.last)),
+            words(share(p.shapley), "%") if p.shapley else DASH,
+            "depends on order" if p.depends_on_order else "",
+        ]
+        for name, p in best.derived.parts.items()
+    ]
     return f"<details><summary>Parts at batch {best.batch_size}</summary>\n\n{table(head, body)}\n\n</details>"
 
 
 def one(run: Run) -> str:
     """The blocks of one run."""
     first, *rest = facts.headline(run)
-    fits = [f"- {escape(p)}: {escape(t)}" for p, t in facts.scaling_words(run)] + [f"- {escape(t)}" for t in facts.sweep_words(run)]
+    fits = [f"- {escape(p)}: {escape(t)}" for p, t in facts.scaling_words(run)] + [
+        f"- {escape(t)}" for t in facts.sweep_words(run)
+    ]
     loud = [f"> **{escape(facts.incomplete(run))}**"] if facts.incomplete(run) else []
-    loud += [f"> **residue**: {n} × {escape(op)} still ran in the variant {escape(v)}" for v, op, n in facts.residues(run)]
-    warned = [f"- **{escape(w.code)}**{f' (batch {w.batch_size})' if w.batch_size else ''}: {escape(w.text)}"
-              + (f" *{escape(w.hint)}*" if w.hint else "") for w in run.warnings]
-    blocks = [f"### {escape(first)}", " · ".join(escape(p) for p in rest), escape(facts.verdict(run)), "\n>\n".join(loud), overview(run),
-              parts(run), "\n".join(fits), "\n".join(warned),
-              code(run.provenance.command) if run.provenance.command else "", f"<sub>perfscope {escape(run.id)}</sub>"]
+    loud += [
+        f"> **residue**: {n} × {escape(op)} still ran in the variant {escape(v)}" for v, op, n in facts.residues(run)
+    ]
+    warned = [
+        f"- **{escape(w.code)}**{f' (batch {w.batch_size})' if w.batch_size else ''}: {escape(w.text)}"
+        + (f" *{escape(w.hint)}*" if w.hint else "")
+        for w in run.warnings
+    ]
+    blocks = [
+        f"### {escape(first)}",
+        " · ".join(escape(p) for p in rest),
+        escape(facts.verdict(run)),
+        "\n>\n".join(loud),
+        overview(run),
+        parts(run),
+        "\n".join(fits),
+        "\n".join(warned),
+        code(run.provenance.command) if run.provenance.command else "",
+        f"<sub>perfscope {escape(run.id)}</sub>",
+    ]
     return "\n\n".join(b for b in blocks if b)
 
 

@@ -9,28 +9,62 @@ from perfscope.sections import COLOURS, amount, cell, details, escape, figure, t
 TITLE = "Memory"
 ORDER = 60
 KINDS = ("breakdown",)
-GIB = 1024 ** 3
+GIB = 1024**3
 
 
 def peaks(run: Run) -> dict:
     """Peak of the full step against the batch, and of the base step beside it."""
     have = [b for b in run.batches if b.peak_memory_bytes]
     data = []
-    for name, pick, tint in (("full step", lambda b: b.peak_memory_bytes.get(b.reference), COLOURS["base"]),
-                             ("least of all variants", lambda b: min(b.peak_memory_bytes.values()), COLOURS["data"])):
+    for name, pick, tint in (
+        ("full step", lambda b: b.peak_memory_bytes.get(b.reference), COLOURS["base"]),
+        ("least of all variants", lambda b: min(b.peak_memory_bytes.values()), COLOURS["data"]),
+    ):
         mine = [(b, pick(b)) for b in have if pick(b)]
-        data.append({"type": "bar", "orientation": "h", "name": name, "y": [str(b.batch_size) for b, _ in mine], "x": [v / GIB for _, v in mine],
-                     "marker": {"color": tint}, "customdata": [amount(v, "B", 1024) for _, v in mine],
-                     "hovertemplate": f"{name} at batch %{{y}}: %{{customdata}}<extra></extra>"})
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": name,
+                "y": [str(b.batch_size) for b, _ in mine],
+                "x": [v / GIB for _, v in mine],
+                "marker": {"color": tint},
+                "customdata": [amount(v, "B", 1024) for _, v in mine],
+                "hovertemplate": f"{name} at batch %{{y}}: %{{customdata}}<extra></extra>",
+            }
+        )
     every = [str(b.batch_size) for b in run.batches]
-    lost = [{"y": i, "x": 0, "text": f" {escape(facts.note(b))}", "showarrow": False, "xanchor": "left", "font": {"color": "theme:muted"}}
-            for i, b in enumerate(run.batches) if b.status == "out-of-memory"]
-    return {"data": data, "layout": {
-        "barmode": "group", "height": 110 + 46 * len(every), "annotations": lost, "margin": {"t": 20},
-        "xaxis": {"title": {"text": "peak memory, GiB"}, "rangemode": "tozero"},
-        "yaxis": {"type": "category", "title": {"text": "batch size", "standoff": 12}, "categoryorder": "array", "categoryarray": every,
-                  "range": [len(every) - 0.5, -0.5], "showgrid": False},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}}}
+    lost = [
+        {
+            "y": i,
+            "x": 0,
+            "text": f" {escape(facts.note(b))}",
+            "showarrow": False,
+            "xanchor": "left",
+            "font": {"color": "theme:muted"},
+        }
+        for i, b in enumerate(run.batches)
+        if b.status == "out-of-memory"
+    ]
+    return {
+        "data": data,
+        "layout": {
+            "barmode": "group",
+            "height": 110 + 46 * len(every),
+            "annotations": lost,
+            "margin": {"t": 20},
+            "xaxis": {"title": {"text": "peak memory, GiB"}, "rangemode": "tozero"},
+            "yaxis": {
+                "type": "category",
+                "title": {"text": "batch size", "standoff": 12},
+                "categoryorder": "array",
+                "categoryarray": every,
+                "range": [len(every) - 0.5, -0.5],
+                "showgrid": False,
+            },
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        },
+    }
 
 
 def render(run: Run) -> str:
@@ -45,6 +79,9 @@ def render(run: Run) -> str:
     if not have:
         return text
     names = sorted({v for b in have for v in b.peak_memory_bytes}, key=len)
-    body = [[cell(v), *[cell(amount(b.peak_memory_bytes.get(v), "B", 1024), b.peak_memory_bytes.get(v, "")) for b in have]] for v in names]
+    body = [
+        [cell(v), *[cell(amount(b.peak_memory_bytes.get(v), "B", 1024), b.peak_memory_bytes.get(v, "")) for b in have]]
+        for v in names
+    ]
     every = table(["variant", *(f"batch {b.batch_size}" for b in have)], body)
     return figure(peaks(run), "Peak memory per batch size") + text + details("Peak of every variant", every)

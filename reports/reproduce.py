@@ -7,21 +7,33 @@ from perfscope.sections import amount, embed, escape, pack, slug
 
 TITLE = "Run it again, take the data"
 ORDER = 99
-LARGEST = 430_000     # bytes of a packed record that a page carries, of its 2.5 MB; plotly takes 1.84, figures and text about 0.2
+LARGEST = 430_000  # bytes of a packed record in a page of at most 2.5 MB: plotly takes 1.84, figures and text about 0.2
 
 
 def render(run: Run) -> str:
     """The command with a copy button, and run.json as a download (unpacked by the page)."""
     command = run.provenance.command
-    text = f'<div class="command"><pre><code>{escape(command)}</code></pre><button type="button" class="copy">copy</button></div>' if command else ""
+    text = (
+        f'<div class="command"><pre><code>{escape(command)}</code></pre>'
+        '<button type="button" class="copy">copy</button></div>'
+        if command
+        else ""
+    )
     plain = embed_text(run)
     packed = pack(plain)
     if len(packed) > LARGEST:
-        return text + (f'<p>The record ({amount(len(plain), "B")}) is too large for this page: take <code>run.json</code> from beside it, '
-                       f"id <code>{escape(run.id)}</code>.</p>")
-    return text + (f'<p><a class="download" download="{escape(slug(run.id))}.run.json" data-record>run.json</a> <small>{amount(len(plain), "B")}: every raw '
-                   f'sample, nothing rounded. <code>perfscope report</code> draws this page from it, <code>perfscope compare</code> holds it against '
-                   f'another.</small></p><script type="application/octet-stream">{packed}</script>')
+        return text + (
+            f"<p>The record ({amount(len(plain), 'B')}) is too large for this page: take <code>run.json</code> from "
+            f"beside it, "
+            f"id <code>{escape(run.id)}</code>.</p>"
+        )
+    return text + (
+        f'<p><a class="download" download="{escape(slug(run.id))}.run.json" data-record>run.json</a> '
+        f"<small>{amount(len(plain), 'B')}: every raw "
+        f"sample, nothing rounded. <code>perfscope report</code> draws this page from it, <code>perfscope "
+        f"compare</code> holds it against "
+        f'another.</small></p><script type="application/octet-stream">{packed}</script>'
+    )
 
 
 def embed_text(run: Run) -> str:

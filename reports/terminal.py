@@ -13,7 +13,7 @@ from perfscope.sections import DASH, plain, scaled, words
 
 FORMAT = "terminal"
 WIDTH = 80
-LABEL = 12            # widest name of a column; longer ones are cut
+LABEL = 12  # widest name of a column; longer ones are cut
 STYLES = {"bold": "1", "dim": "2", "red": "31", "yellow": "33", "green": "32"}
 
 
@@ -91,7 +91,7 @@ def table(run: Run, style) -> list[str]:
     rows = facts.rows(run)
     have = [r for r in rows if r.shares]
     lead = max([7, *(len(str(r.batch.batch_size)) + 2 for r in rows)])
-    right = lambda text, w: " " * max(0, w - width(text)) + text            # noqa: E731
+    right = lambda text, w: " " * max(0, w - width(text)) + text  # noqa: E731
     lines = []
     for n, block in enumerate(pack(columns(run, have), lead) if have else []):
         lines += [""] if n else []
@@ -116,16 +116,27 @@ def table(run: Run, style) -> list[str]:
 def brackets(run: Run) -> list[str]:
     """Which parts depend on the order in which they are taken away, with both ends."""
     best, lines = facts.focus(run), []
-    for name, part in (best.derived.parts.items() if best else ()):
+    for name, part in best.derived.parts.items() if best else ():
         if part.depends_on_order and part.first and part.last:
-            lines += wrap(f"{label(run, name)} depends on order: {words(scaled(part.first), 'ms')} added first, "
-                          f"{words(scaled(part.last), 'ms')} taken away last (batch {best.batch_size})", "  ", "    ")
+            lines += wrap(
+                f"{label(run, name)} depends on order: {words(scaled(part.first), 'ms')} added first, "
+                f"{words(scaled(part.last), 'ms')} taken away last (batch {best.batch_size})",
+                "  ",
+                "    ",
+            )
     return lines
 
 
 def one(run: Run, style, next_command: str) -> list[str]:
     """The lines of one run."""
-    lines = [*(style("bold", t) for t in header(run)), "", *table(run, style), "", *wrap(facts.verdict(run)), *brackets(run)]
+    lines = [
+        *(style("bold", t) for t in header(run)),
+        "",
+        *table(run, style),
+        "",
+        *wrap(facts.verdict(run)),
+        *brackets(run),
+    ]
     fits = facts.scaling_words(run)
     lead = max((min(width(p), LABEL) for p, _ in fits), default=0)
     if fits or facts.sweep_words(run):

@@ -13,7 +13,7 @@ def render(run: Run) -> str:
     """Every warning with its hint."""
     items = []
     for w in run.warnings:
-        at = f' <small>batch {w.batch_size}</small>' if w.batch_size else ""
+        at = f" <small>batch {w.batch_size}</small>" if w.batch_size else ""
         hint = f'<p class="hint">{escape(w.hint)}</p>' if w.hint else ""
         items.append(f"<li><code>{escape(w.code)}</code>{at}<p>{escape(w.text)}</p>{hint}</li>")
     return f'<ul class="warnings">{"".join(items)}</ul>' if items else ""

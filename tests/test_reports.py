@@ -17,7 +17,8 @@ from perfscope.errors import EnvironmentError_, UsageError
 from perfscope.measure.attribution import derive
 from perfscope.measure.stats import Interval
 from perfscope.record import BASE, PARTS, Run, from_dict, load, to_dict
-from perfscope.report import fragments, render, report, sections as report_sections
+from perfscope.report import fragments, render, report
+from perfscope.report import sections as report_sections
 from tests.records import make
 
 ROOT = Path(__file__).parent.parent
@@ -124,10 +125,17 @@ def test_a_large_record_still_makes_a_page_within_the_limit(runs, monkeypatch):
     monkeypatch.setattr(make, "short", lambda x: x)
     rng = make.random.Random(5)
     cost = {"base": 3e-3, "norm": 1e-3, "attention": 6e-4, "optimizer": 5e-4, "data": 1e-4}
-    large = derive(replace(runs["gpu"], batches=tuple(make.batch(n, cost, 200, rng, every=True, gpu=True, memory=1 << 20) for n in (128, 256, 512))))
+    large = derive(
+        replace(
+            runs["gpu"],
+            batches=tuple(make.batch(n, cost, 200, rng, every=True, gpu=True, memory=1 << 20) for n in (128, 256, 512)),
+        )
+    )
     page = render(large)
     assert len(page.encode()) <= LARGEST and '<a class="download"' in page
-    larger = replace(large, batches=tuple(replace(b, batch_size=n * b.batch_size) for n in (1, 5, 7) for b in large.batches))
+    larger = replace(
+        large, batches=tuple(replace(b, batch_size=n * b.batch_size) for n in (1, 5, 7) for b in large.batches)
+    )
     page = render(larger)
     assert len(page.encode()) <= LARGEST and '<a class="download"' not in page and "too large for this page" in page
 
@@ -148,7 +156,9 @@ def test_the_bundle_is_plotlys_own(pages):
 @pytest.mark.parametrize("name", ["cpu", "gpu", "hostile", "partial"])
 def test_the_record_travels_in_the_page(pages, runs, name):
     body = re.search(r'data-record>.*?<script type="application/octet-stream">(.*?)</script>', pages[name], re.S)[1]
-    assert to_dict(from_dict(Run, json.loads(unpack(body)))) == json.loads(json.dumps(to_dict(runs[name])).replace("\\ud800", "\\ud800"))
+    assert to_dict(from_dict(Run, json.loads(unpack(body)))) == json.loads(
+        json.dumps(to_dict(runs[name])).replace("\\ud800", "\\ud800")
+    )
 
 
 def test_hostile_text_stays_text(pages):
@@ -158,9 +168,9 @@ def test_hostile_text_stays_text(pages):
     assert not [k for _, attrs in found.tags for k in attrs if k.startswith("on")]
     assert sum(tag == "script" for tag, _ in found.tags) == page.count("</script>")
     assert not any("alert(" in s for s in found.scripts)
-    assert "<script>alert(1)</script>" in "".join(found.text)          # it is shown, as text
+    assert "<script>alert(1)</script>" in "".join(found.text)  # it is shown, as text
     assert "\x1b" not in page and "\u202e" not in page
-    for figure in plotly_figures(page):                                  # plotly reads tags in its labels
+    for figure in plotly_figures(page):  # plotly reads tags in its labels
         assert "<script" not in json.dumps(figure) and "<img" not in json.dumps(figure)
 
 
@@ -172,6 +182,7 @@ def test_embedded_json_cannot_end_a_script():
 
 def width(text):
     import unicodedata
+
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -216,12 +227,23 @@ def test_the_three_renderers_say_the_same(runs, pages, name):
         for point, half in [row.step_ms, *row.shares.values()] if row.shares else []:
             shown = f"{point} ±{half}" if half else point
             assert shown in page and shown in markdown
-            assert re.search(rf"(?<![\d.]){re.escape(point)}(?![\d.])", terminal) and (not half or f"±{half}" in terminal)
-        for text in filter(None, ([row.floor_ms, row.efficiency] if row.shares else []) + ([row.note] if name != "hostile" else [])):
+            assert re.search(rf"(?<![\d.]){re.escape(point)}(?![\d.])", terminal) and (
+                not half or f"±{half}" in terminal
+            )
+        for text in filter(
+            None, ([row.floor_ms, row.efficiency] if row.shares else []) + ([row.note] if name != "hostile" else [])
+        ):
             assert text in page and text in terminal and text in markdown
     if name != "hostile":
-        for said in [facts.verdict(run), *(words for _, words in facts.scaling_words(run)), *(w.text for w in run.warnings), *(w.hint for w in run.warnings)]:
-            assert squeezed(said) in page and squeezed(said) in squeezed(terminal) and squeezed(said) in squeezed(markdown)
+        for said in [
+            facts.verdict(run),
+            *(words for _, words in facts.scaling_words(run)),
+            *(w.text for w in run.warnings),
+            *(w.hint for w in run.warnings),
+        ]:
+            assert (
+                squeezed(said) in page and squeezed(said) in squeezed(terminal) and squeezed(said) in squeezed(markdown)
+            )
 
 
 def test_a_residue_is_loud_everywhere(runs):
@@ -229,7 +251,11 @@ def test_a_residue_is_loud_everywhere(runs):
     assert "residue: 3 x aten::relu" in render(run, "terminal")
     assert "**residue**: 3 × aten::relu" in render(run, "markdown").replace("\\", "")
     page = " ".join(Page(render(run)).text)
-    assert "Residue." in page and "1 operations ran in variants that should not have them" in page and "No residue" not in page
+    assert (
+        "Residue." in page
+        and "1 operations ran in variants that should not have them" in page
+        and "No residue" not in page
+    )
 
 
 def test_order_dependence_and_memory_are_told(runs, pages):
@@ -240,11 +266,13 @@ def test_order_dependence_and_memory_are_told(runs, pages):
 
 def test_article_is_drawn_for_its_models_or_on_request(runs, pages):
     assert 'id="article"' in pages["cpu"] and 'id="article"' not in pages["gpu"]
-    assert 'id="article"' in render(runs["gpu"], article=True) and 'id="article"' not in render(runs["cpu"], article=False)
+    assert 'id="article"' in render(runs["gpu"], article=True) and 'id="article"' not in render(
+        runs["cpu"], article=False
+    )
 
 
 def test_the_examples_are_the_article_s_rows(runs):
-    totals = {"before": (8.28, 7.47, 7.14, 6.91), "after": (6.96, 5.90, 5.29, 4.92)}     # REFERENCES section 1
+    totals = {"before": (8.28, 7.47, 7.14, 6.91), "after": (6.96, 5.90, 5.29, 4.92)}  # REFERENCES section 1
     for when, total in totals.items():
         run = runs[f"myrtle3_2018_{when}"]
         assert facts.published(run) and "not measured by perfscope" in render(run, "terminal")
@@ -298,7 +326,10 @@ assert not {{"torch", "numpy"}} & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize("blocked, expected", [(("torch", "numpy"), r"^\d+$"), (("torch", "plotly"), r"needs plotly.*\|.*pip install 'plotly>=6'")])
+@pytest.mark.parametrize(
+    "blocked, expected",
+    [(("torch", "numpy"), r"^\d+$"), (("torch", "plotly"), r"needs plotly.*\|.*pip install 'plotly>=6'")],
+)
 def test_works_without_torch_and_says_so_without_plotly(blocked, expected):
     code = BLOCKED.format(blocked=blocked, path=str(RECORDS["cpu"]))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -308,11 +339,21 @@ def test_works_without_torch_and_says_so_without_plotly(blocked, expected):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "reports").glob("*.py")), ids=lambda p: p.name)
 def test_sections_import_only_what_they_may(path):
-    allowed = {"perfscope.facts", "perfscope.record", "perfscope.sections", "perfscope.measure.stats", "perfscope.errors"}
+    allowed = {
+        "perfscope.facts",
+        "perfscope.record",
+        "perfscope.sections",
+        "perfscope.measure.stats",
+        "perfscope.errors",
+    }
     import ast
+
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{a.name}" if node.module in ("perfscope", "perfscope.measure") else node.module for a in node.names]
+            names = [
+                f"{node.module}.{a.name}" if node.module in ("perfscope", "perfscope.measure") else node.module
+                for a in node.names
+            ]
         elif isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         else:
@@ -327,7 +368,7 @@ def test_numbers_have_the_digits_that_the_interval_supports():
     assert sections.words(sections.share(Interval(0.13, float("-inf"), float("inf"))), "%") == "~13 %"
     assert sections.words(sections.share(None)) == "–"
     assert sections.figures(0.0004567) == "0.000457" and sections.figures(123456) == "123000"
-    assert sections.amount(2.272e9, "FLOP") == "2.27 GFLOP" and sections.amount(3 * 2 ** 30, "B", 1024) == "3.00 GiB"
+    assert sections.amount(2.272e9, "FLOP") == "2.27 GFLOP" and sections.amount(3 * 2**30, "B", 1024) == "3.00 GiB"
 
 
 def test_every_part_has_a_colour_of_its_own():

@@ -7,8 +7,6 @@ Exit codes: 0 done, 1 a regression was asked about and found, 2 usage, 3 environ
 70 a bug in perfscope, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import sys
@@ -27,12 +25,15 @@ def app():
 
     import typer
 
-    application = typer.Typer(name="perfscope", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    application = typer.Typer(name="perfscope", add_completion=False, rich_markup_mode=None,
                               pretty_exceptions_enable=False,
                               help="Take a training step apart, find what is slow, fix it, and prove it.")
 
     @application.callback(invoke_without_command=True)
-    def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")):
+    def root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and exit.")):
+        if not version and context.invoked_subcommand is None:
+            print(context.get_help())
+            raise typer.Exit()
         if version:
             import perfscope
             print(f"perfscope {perfscope.__version__}")
@@ -45,8 +46,10 @@ def app():
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and gives its exit code. Every error is one message with the next step, never a stack trace."""
-    import click
+    import typer
 
+    # typer stands on click, or since 0.2x on a copy of it: the base class is the same by name
+    wrong_usage = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         code = app()(args=argv, prog_name="perfscope", standalone_mode=False)
         sys.stdout.flush()
@@ -54,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     except PerfscopeError as e:
         complain(e.message, e.hint, e.detail)
         return e.exit_code
-    except click.exceptions.Exit as e:
+    except typer.Exit as e:
         return e.exit_code
-    except click.Abort:
+    except typer.Abort:
         return EXIT_INTERRUPTED
-    except click.ClickException as e:
+    except wrong_usage as e:
         context = getattr(e, "ctx", None)
         complain(e.format_message(), f"See {context.command_path if context else 'perfscope'} --help")
         return EXIT_USAGE

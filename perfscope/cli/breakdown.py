@@ -39,6 +39,8 @@ def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "f
     except PerfscopeError as e:
         if rank > 0:
             e.message = f"rank {rank} of {size}: {e.message}"
+        if getattr(e, "run", None) is not None:     # measured, but it could not be saved
+            show(e.run, None, as_json)
         raise
     if rank > 0:
         leave()
@@ -53,16 +55,14 @@ def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "f
     return 0
 
 
-def show(run, folder: Path, as_json: bool) -> None:
-    """The record as a table or JSON on stdout, and the HTML report beside run.json."""
+def show(run, folder: Path | None, as_json: bool) -> None:
+    """The record as a table or JSON on stdout, and the HTML report beside run.json if there is a folder."""
     from perfscope.errors import EnvironmentError_
     from perfscope.record import to_dict
     from perfscope.report import render, report
 
-    page = folder / "report.html"
     try:
-        report(run, page)
-        following = f"open {page}"
+        following = f"open {report(run, folder / 'report.html')}" if folder else "make room, and run it again"
     except EnvironmentError_ as e:              # plotly is not on every machine that measures
         following = f"perfscope report {folder}   (on a machine with plotly: {e.message})"
     if as_json:

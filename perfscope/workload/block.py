@@ -91,7 +91,7 @@ def _ready(prepared, batches, block, order, sets, batch, clock, ranks, warnings)
         warmups[variant.name] = warm
         if peak is not None:
             peaks[variant.name] = peak
-        warnings += _said(variant, guards[variant.name], warm, finite, block.batch_size)
+        warnings += _said(variant, guards[variant.name], warm, finite, block.batch_size, batch.reference)
         if finite or variant is full:
             steps.append(variant)
     names = {v.name for v in steps}
@@ -144,7 +144,7 @@ def _timed_variant(prepared, batches, variant, is_full, warnings, size) -> round
     return rounds.Timed(variant.name, step, variant.enter, variant.leave, replay)
 
 
-def _said(variant, guard: Guard, warm, finite, size) -> list[Warned]:
+def _said(variant, guard: Guard, warm, finite, size, reference) -> list[Warned]:
     """The warnings of one variant."""
     out = [warmup.drifting(variant.name, warm, size)]
     if not finite:
@@ -153,7 +153,7 @@ def _said(variant, guard: Guard, warm, finite, size) -> list[Warned]:
     elif not guard.finite:
         out.append(Warned("loss-not-finite", f"the loss of the variant {variant.name} is {guard.loss}: its time may not be typical",
                           "Try a wider dtype (--dtype bfloat16, amp-bfloat16).", size))
-    elif not (guard.activation_std_low >= 0.01 and guard.activation_std_high <= 100):
+    elif variant.name != reference and not (guard.activation_std_low >= 0.01 and guard.activation_std_high <= 100):
         out.append(Warned("odd-activations", f"activations of the variant {variant.name} have standard deviations from "
                           f"{guard.activation_std_low:.2g} to {guard.activation_std_high:.2g}", "Values change speed by a few per "
                           "cent at most on a GPU; on a CPU very small ones can be slow.", size))

@@ -22,7 +22,7 @@ from perfscope.measure.floor import count_layers, flops
 from perfscope.options import Options, options_from
 from perfscope.record import Inspection, from_dict, to_dict
 from perfscope.workload import parts as taking
-from perfscope.workload.sane import observe
+from perfscope.workload.sane import make_sane, observe
 from perfscope.workload.step import Batches, Prepared, build, with_gradient
 
 #: Operators that should be gone when a part is. `rsqrt` stands for a norm written by hand in a plain function.
@@ -73,6 +73,7 @@ def inspect(prepared: Prepared, batches: Batches, all_parts, order) -> Inspectio
         without[variant.name] = tuple(sorted(expected - with_gradient(prepared)))
         if left:
             residues[variant.name] = left
+        make_sane(prepared, batches, variant, keep == inner)
         with variant:
             std[variant.name] = {f"{i:03d}": s for i, s in enumerate(observe(prepared, batches, variant).std)}
     names = list(census)

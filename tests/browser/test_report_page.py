@@ -1,4 +1,4 @@
-"""The report's page in a real browser: draws, stays offline, and answers real clicks. Skipped where chromium is absent."""
+"""The report's page in a real browser: draws, stays offline, answers real clicks. Skipped without chromium."""
 
 import json
 import shutil
@@ -11,10 +11,18 @@ from perfscope.record import load, to_dict
 from perfscope.report import render, report
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 RECORDS = Path(__file__).parent.parent / "records"
-WAIT = 60_000         # ms; the target is 2 s, what was measured is printed; a busy machine must not fail the test
+WAIT = 60_000  # ms; the target is 2 s, what was measured is printed; a busy machine must not fail the test
 pytest.importorskip("plotly", reason="the page carries plotly's bundle")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser tests")
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is not installed")
@@ -47,7 +55,10 @@ def visit(browser, folder):
         page.on("console", lambda m: seen.append(f"{m.type}: {m.text}"))
         page.on("pageerror", lambda e: seen.append(f"error: {e}"))
         page.on("dialog", lambda d: (seen.append(f"dialog: {d.message}"), d.dismiss()))
-        page.on("request", lambda r: None if r.url.startswith(("file://", "blob:", "data:")) else seen.append(f"request: {r.url}"))
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith(("file://", "blob:", "data:")) else seen.append(f"request: {r.url}"),
+        )
         page.goto((folder / f"{name}.html").as_uri())
         page.wait_for_selector(ready, timeout=WAIT, state="attached")
         contexts.append(context)
@@ -66,10 +77,10 @@ def trace_states(page, section):
 @pytest.mark.parametrize("name", ["cpu", "gpu", "partial", "hostile"])
 def test_page_draws_without_errors_or_requests(visit, name, capsys):
     page = visit(name)
-    first, drawn = page.evaluate("[document.documentElement.dataset.first, document.documentElement.dataset.drawn].map(Number)")
+    drawn, rest = page.evaluate("['drawn', 'all'].map((k) => Number(document.documentElement.dataset[k]))")
     with capsys.disabled():
-        print(f"\n{name}: first figure after {first:.0f} ms, all figures in sight of a scroll after {drawn:.0f} ms (target 2000)")
-    assert drawn < 20_000
+        print(f"\n{name}: first screen drawn after {drawn:.0f} ms (target 2000), everything after {rest:.0f} ms")
+    assert 0 < drawn <= rest < 20_000
     assert page.locator("#trouble").is_hidden()
     drawn_figures = page.locator(".canvas .main-svg").count()
     assert drawn_figures > 0 or name == "partial"
@@ -91,7 +102,7 @@ def test_legend_hides_a_part(visit):
     page.locator("#chart .legendtoggle").nth(1).click()
     sync_api.expect(page.locator("#chart .legend .traces").nth(1)).to_have_css("opacity", "0.5")
     assert trace_states(page, "chart") == [True, "legendonly", *before[2:]]
-    page.locator("#chart .segments button", has_text="share").click()            # and stays hidden in the next view
+    page.locator("#chart .segments button", has_text="share").click()  # and stays hidden in the next view
     assert trace_states(page, "chart")[1] == "legendonly"
 
 
@@ -120,7 +131,9 @@ def test_table_sorts_by_value_both_ways(visit):
     head = page.locator("#table table").first.locator("thead button").nth(1)
 
     def values():
-        return page.evaluate("[...document.querySelector('#table table').tBodies[0].rows].map(r => r.cells[1].dataset.v)")
+        return page.evaluate(
+            "[...document.querySelector('#table table').tBodies[0].rows].map(r => r.cells[1].dataset.v)"
+        )
 
     head.click()
     up = values()
@@ -133,22 +146,26 @@ def test_table_sorts_by_value_both_ways(visit):
 
 def test_dark_mode_follows_the_system_and_the_button(visit):
     page = visit("cpu", color_scheme="dark")
-    theme = lambda: page.evaluate("[document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor, "  # noqa: E731
-                                  "document.querySelector('#chart .canvas').layout.font.color]")
+    theme = lambda: page.evaluate(
+        "[document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor, "  # noqa: E731
+        "document.querySelector('#chart .canvas').layout.font.color]"
+    )
     dark = theme()
     page.click("#theme")
     light = theme()
     assert dark[0] == "dark" and light[0] == "light" and all(a != b for a, b in zip(dark, light))
     page.reload()
     page.wait_for_selector("html[data-ready]", timeout=WAIT, state="attached")
-    assert theme() == light                                                       # the choice is kept
+    assert theme() == light  # the choice is kept
 
 
 def test_copy_button_copies_the_command(visit):
     page = visit("cpu")
     page.click("#reproduce .copy")
     sync_api.expect(page.locator("#reproduce .copy")).to_have_text("copied")
-    page.evaluate("() => { const t = document.createElement('textarea'); t.id = 'paste'; document.body.prepend(t); t.focus(); }")
+    page.evaluate(
+        "() => { const t = document.createElement('textarea'); t.id = 'paste'; document.body.prepend(t); t.focus(); }"
+    )
     page.keyboard.press("Control+V")
     assert page.evaluate("document.getElementById('paste').value") == load(RECORDS / "cpu.json").provenance.command
 
@@ -193,10 +210,11 @@ def test_an_old_browser_gets_a_message_and_the_numbers(browser, folder):
 def test_a_section_may_bring_a_plotly_figure_with_numpy(visit, folder, monkeypatch):
     np, go = pytest.importorskip("numpy"), pytest.importorskip("plotly.graph_objects")
     from perfscope import registry
+
     chart = registry.load("reports", "chart")
     figure = go.Figure(go.Scatter(x=np.arange(5.0), y=np.arange(5.0) ** 2), layout={"height": 200})
     monkeypatch.setattr(chart, "render", lambda run: sections.figure(figure, "typed arrays"))
     (folder / "numpy.html").write_text(render(load(RECORDS / "partial.json")), encoding="utf-8")
     page = visit("numpy")
-    assert page.evaluate("Array.from(document.querySelector('#chart .canvas').data[0].y)") == [0, 1, 4, 9, 16]
+    assert page.evaluate("document.querySelector('#chart .canvas').calcdata[0].map((p) => p.y)") == [0, 1, 4, 9, 16]
     assert page.locator("#chart .scatterlayer .js-line").count() == 1
