@@ -4,7 +4,8 @@
     python -m benchmarks.accuracy V0 --trials 1000
 
 One function per level, found in LEVELS; it takes the number of trials and yields a `Rate` per line. V0 is synthetic:
-sample times with a known truth, noise, a drifting clock and spikes, seeded. Only the standard library is used here.
+sample times with a known truth, noise, a drifting clock and spikes, seeded, standard library only. V2 and V5 plant
+known costs in a real step on this CPU (benchmarks/planted.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ TREND, WANDER = 0.03, 0.002  # clock drift: 3 % over the run on top of a random 
 SPIKES, SPIKE = 0.02, 0.3   # one sample in 50 is late, by 30 % on average (exponential)
 SEED = 20181105
 SIZES = (12, 20, 40)        # rounds
+MOST_REAL_TRIALS = 25       # METHOD 15: trials of V2; real steps take real time
 #: A step taken apart: seconds by variant. The ladder's shares are 50, 24, 10, 12 and 4 %.
 STEP = {"base": 5.0e-3, "+norm": 7.4e-3, "+activation": 8.4e-3, "+optimizer": 9.6e-3, "+data": 10.0e-3}
 
@@ -138,8 +140,30 @@ def v0(trials: int) -> Iterator[Rate]:
             yield Rate(f"shares, coverage, {n} rounds, {name}", covered(shares), len(shares), .93, .97)
 
 
+def v2(trials: int) -> Iterator[Rate]:
+    """A spin of 10 % of the step in one part of a real step, found by CPU time; and the same step twice."""
+    from benchmarks.planted import ROUNDS, v2_trials
+
+    n = min(trials, MOST_REAL_TRIALS)
+    found = v2_trials(n)
+    yield Rate("the same step twice: false alarms", alarms([same for same, _ in found]), n, 0, .10)
+    yield Rate("+10 % planted, called SLOWER", sum(stats.verdict(i, ROUNDS).word == "SLOWER" for _, i in found), n, .95, 1)
+
+
+def v5(trials: int) -> Iterator[Rate]:
+    """A delay of 20 % of the step in the activation: the share of that part rises by it, no other part's changes."""
+    from benchmarks.planted import v5_trials
+
+    n = min(trials, MOST_REAL_TRIALS)
+    found = v5_trials(n)
+    for part in found[0]:
+        yield Rate(f"{part}: interval of the change holds the truth", covered(f[part] for f in found), n, .75, 1)
+    recovered = [f["activation"][0].point / f["activation"][1] for f in found]
+    yield Rate("activation: within a tenth of what was planted", sum(abs(r - 1) < 0.1 for r in recovered), n, .9, 1)
+
+
 #: Levels of METHOD 15 by name: trials -> rates.
-LEVELS: dict[str, Callable[[int], Iterator[Rate]]] = {"V0": v0}
+LEVELS: dict[str, Callable[[int], Iterator[Rate]]] = {"V0": v0, "V2": v2, "V5": v5}
 
 
 def main(argv: list[str] | None = None) -> int:

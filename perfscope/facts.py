@@ -15,6 +15,8 @@ from perfscope.sections import DASH, change, figures, lengths, ordered, percent,
 
 #: Short names for narrow tables.
 SHORT = {"activation": "act", "attention": "attn", "dropout": "drop", "embedding": "embed", "communication": "comm"}
+GOOD = 0.05  # a half-width that allows to speak of a batch size: a tenth of what counts as a large part
+HOPELESS = 0.5  # a half-width beyond which shares say nothing: no bar is drawn
 LAUNCH_BOUND = 0.10  # METHOD section 1: above this the step is host-bound
 
 
@@ -46,9 +48,25 @@ def short(run: Run, part: str) -> str:
     return plain(run.base_label) if part == BASE else SHORT.get(part, plain(part))
 
 
+def sure(batch: BatchResult) -> bool:
+    """Whether the shares of a batch size are known at all: their intervals are narrower than the step itself."""
+    return bool(batch.derived and batch.derived.parts) and batch.derived.half_width < HOPELESS  # False for NaN
+
+
+def known(run: Run) -> list[BatchResult]:
+    """The batch sizes whose shares can be drawn."""
+    return [b for b in results(run) if sure(b)]
+
+
 def focus(run: Run) -> BatchResult | None:
-    """The batch size that the report talks about: the one with the best throughput."""
-    return max(results(run), key=lambda b: b.derived.samples_per_s, default=None)
+    """The batch size that the report talks about: the best throughput among those that were measured well enough.
+
+    Where none was, the one whose shares are known best.
+    """
+    good = [b for b in results(run) if b.derived.half_width <= GOOD]
+    if good:
+        return max(good, key=lambda b: b.derived.samples_per_s)
+    return min(results(run), key=lambda b: b.derived.half_width if sure(b) else math.inf, default=None)
 
 
 def published(run: Run) -> str:
@@ -63,6 +81,10 @@ def note(batch: BatchResult) -> str:
     if not batch.derived and batch.status in ("ok", "partial"):
         n = len(batch.rounds)
         text = f"{text or 'no result'}: {n} round{'s' * (n != 1)}, too few to derive anything"
+    elif batch.derived and not sure(batch):
+        n, half = len(batch.rounds), batch.derived.half_width
+        why = f"±{figures(half * 100, 2)} %" if math.isfinite(half) else f"{n} round{'s' * (n != 1)}"
+        text = f"{text + ', ' if text else ''}too little is known ({why})"
     return text
 
 
@@ -117,15 +139,16 @@ def clock(run: Run) -> list[str]:
     if not counts:
         return ["nothing derived yet"]
     span = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    worst = max((b.derived.resolution for b in results(run)), default=0.0)
-    sees = f", sees changes of {change(worst)} and more" if worst > 0 and math.isfinite(worst) else ""
-    return [f"step clock, {span} rounds{sees}"]
+    worst = max((b.derived.resolution for b in results(run) if sure(b)), default=0.0)
+    sees = f", sees changes of {change(worst)} and more" if worst > 0 else ""
+    return [f"step clock, {span} round{'s' * (counts[-1] != 1)}{sees}"]
 
 
 def largest_part(batch: BatchResult) -> str:
-    """The part, besides the base, with the largest share; "" if there is only the base."""
+    """The part, besides the base, with the largest share that can be told from nothing; "" if there is none."""
+    parts = batch.derived.parts
     return max(
-        (p for p in batch.derived.parts if p != BASE), key=lambda p: batch.derived.parts[p].share.point, default=""
+        (p for p in parts if p != BASE and parts[p].share.low > 0), key=lambda p: parts[p].share.point, default=""
     )
 
 
@@ -137,7 +160,7 @@ def saved(part: Part) -> Interval:
 def verdict(run: Run) -> str:
     """The one sentence of a run: the step, its largest cost besides the base, and how far from the floor it is."""
     best = focus(run)
-    if best is None:
+    if best is None or not sure(best):
         seen = ", ".join(f"batch {b.batch_size} {note(b)}" for b in run.batches) or "no batch size was finished"
         return f"Nothing can be said yet: {seen}."
     d = best.derived
@@ -146,7 +169,7 @@ def verdict(run: Run) -> str:
     if part:
         text += f", of which {label(run, part)} is {words(share(d.parts[part].share), '%')}"
         text += f": were it free, the step would be {words(scaled(saved(d.parts[part])), 'ms')} shorter"
-    end = []
+    end = [] if part else ["No part besides the base can be told from noise."]
     if d.efficiency and math.isfinite(d.efficiency):
         end.append(f"The step reaches {percent(d.efficiency)} of what this machine's measured ceilings allow.")
     if d.launch_bound is not None and d.launch_bound > LAUNCH_BOUND:

@@ -17,7 +17,7 @@ EXAMPLES = Path(facts.__file__).parent / "examples"
 
 def epochs(run: Run, longest: float) -> dict:
     """The run as the article draws it: x = seconds per 50 000 images, y = batch size."""
-    have, data = facts.results(run), []
+    have, data = facts.known(run), []
     for part in facts.part_names(run):
         spans = [b.derived.parts[part].seconds.scaled(IMAGES / b.batch_size) for b in have if part in b.derived.parts]
         name = escape(label(run, part))
@@ -68,11 +68,11 @@ def epochs(run: Run, longest: float) -> dict:
 def render(run: Run, article: bool | None = None) -> str:
     """Three charts with the same parts and colours; by default only for the models that the article is about."""
     wanted = run.workload.name in MODELS if article is None else article
-    if not wanted or facts.published(run) or not facts.results(run):
+    if not wanted or facts.published(run) or not facts.known(run):
         return ""
     before, after = (load(EXAMPLES / f"myrtle3_2018_{when}.json") for when in ("before", "after"))
     longest = {
-        r.id: max(b.derived.step.point * IMAGES / b.batch_size for b in facts.results(r)) for r in (before, after, run)
+        r.id: max(b.derived.step.point * IMAGES / b.batch_size for b in facts.known(r)) for r in (before, after, run)
     }
     both = max(longest[before.id], longest[after.id])
     drawn = [

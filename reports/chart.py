@@ -14,7 +14,7 @@ BAR = 40  # pixels per batch size
 def bars(run: Run, scale, unit: str, axis: str) -> dict:
     """A plotly figure; `scale(batch)` turns seconds per step into what the x axis shows."""
     every = [str(b.batch_size) for b in run.batches]
-    have = facts.results(run)
+    have = facts.known(run)
     data = []
     for part in facts.part_names(run):
         mine = [b for b in have if part in b.derived.parts]
@@ -99,7 +99,7 @@ def bars(run: Run, scale, unit: str, axis: str) -> dict:
 
 def render(run: Run) -> str:
     """The chart per sample (the article's view), per step, and as shares."""
-    if not facts.results(run):
+    if not facts.known(run):
         return ""
     scale, unit = facts.per_sample(run)
     views = {
@@ -110,5 +110,5 @@ def render(run: Run) -> str:
     return figure(
         views,
         "Stacked bars: time per batch size by part",
-        "Each part is what it adds to the step, in this order; whiskers are 95 % intervals, the upright mark is the floor.",
+        "Each part is what it adds to the step, in this order; whiskers: 95 % intervals, upright mark: the floor.",
     )

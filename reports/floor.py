@@ -66,8 +66,8 @@ def waterfall(run: Run, batch: BatchResult) -> dict:
 
 def render(run: Run) -> str:
     """The waterfall at one batch size and the two ceilings that the floor was made with."""
-    have, best = facts.results(run), facts.focus(run)
-    if not best:
+    have, best = facts.known(run), facts.focus(run)
+    if not have:
         return ""
     said = ""
     if run.ceilings:

@@ -24,7 +24,7 @@ def curve(fit, batches: list[int]) -> tuple[list[float], list[float]]:
 def lines(run: Run, kind: str) -> dict:
     """Points with whiskers and the fit behind them; `kind` is the y axis: "log" or "linear"."""
     scale, unit = facts.per_sample(run)
-    have, data = facts.results(run), []
+    have, data = facts.known(run), []
     for part in facts.part_names(run):
         mine = [b for b in have if part in b.derived.parts]
         spans = [facts.over(b.derived.parts[part].seconds, b.batch_size).scaled(scale) for b in mine]
@@ -110,7 +110,7 @@ def fits(run: Run) -> str:
 
 def render(run: Run) -> str:
     """The figure, the words, and what the sweep says of the whole step."""
-    if len(facts.results(run)) < 2:
+    if len(facts.known(run)) < 2:
         return ""
     drawn = figure(
         {"log": lines(run, "log"), "linear": lines(run, "linear")},

@@ -82,12 +82,9 @@ def render(run: Run) -> str:
     have, best = facts.results(run), facts.focus(run)
     panels = per_batch({b.batch_size: parts(run, b) for b in have}, best.batch_size) if best else ""
     words = (
-        "<p>A share is a counterfactual: what the step would save if the part were free, with the parts added in the "
-        "order of the "
-        "table. <em>First in</em> is what a part adds to the base alone, <em>last in</em> what the full step saves "
-        "without it; "
-        "their difference is the interaction. Where it is larger than the intervals, no single number is right: the "
-        "row is marked "
-        "“depends on order”. The Shapley value averages over all orders.</p>"
+        "<p>A share is what the part adds to the step, added in the order of the table. <em>First in</em> is what "
+        "a part adds to the base alone, <em>last in</em> what the full step saves without it, the difference is the "
+        "interaction. Where it is larger than the intervals, no single number is right: the row is marked “depends on "
+        "order”. The Shapley value averages over all orders.</p>"
     )
     return overview(run) + (f"<h3>By part</h3>{panels}{details('How to read this', words)}" if panels else "")

@@ -150,7 +150,8 @@ def one(run: Run, style, next_command: str) -> list[str]:
         lines += [style("red", t) for t in wrap(text)]
     for w in [*run.warnings]:
         at = f" (batch {w.batch_size})" if w.batch_size else ""
-        lines += ["", *(style("yellow", t) for t in wrap(f"{w.code}{at}: {w.text}", "", "  "))]
+        told = w.text if w.text.startswith(f"{w.code}:") else f"{w.code}{at}: {w.text}"
+        lines += ["", *(style("yellow", t) for t in wrap(told, "", "  "))]
         lines += wrap(w.hint, "  → ", "    ")
     last = next_command or f"perfscope report runs/{plain(run.id)} --open"
     return [*lines, "", *(style("green", t) for t in wrap(f"next: {last}", "", "  "))]

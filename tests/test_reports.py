@@ -374,3 +374,47 @@ def test_numbers_have_the_digits_that_the_interval_supports():
 def test_every_part_has_a_colour_of_its_own():
     found = [sections.colour(p) for p in (BASE, *PARTS)]
     assert len(set(found)) == len(found) and sections.colour("unheard of") == sections.GREY
+
+
+def test_what_is_saved_is_last_in_not_the_ladder_s_share(runs):
+    d = facts.focus(runs["gpu"]).derived
+    norm = d.parts["norm"]
+    assert abs(norm.last.point - norm.seconds.point) > norm.seconds.half_width  # an interaction was planted
+    saved = sections.words(sections.scaled(norm.last), "ms")
+    assert f"were it free, the step would be {saved} shorter" in facts.verdict(runs["gpu"])
+    assert facts.saved(replace(norm, last=None)) == norm.seconds
+
+
+def shaky(run, size, half):
+    """The run with one batch size about which nearly nothing is known, and a fast one at that."""
+    d = replace(run.batches[0].derived, half_width=half, samples_per_s=1e9)
+    wild = {p: replace(v, share=Interval(29.0, -400.0, 500.0)) for p, v in d.parts.items()}
+    return replace(
+        run, batches=(replace(run.batches[0], batch_size=size, derived=replace(d, parts=wild)), *run.batches[1:])
+    )
+
+
+@pytest.mark.parametrize("half", [3.9, float("inf"), float("nan")])
+def test_a_batch_size_of_which_little_is_known_is_not_the_verdict(runs, half):
+    run = shaky(runs["cpu"], 2, half)
+    assert facts.focus(run).batch_size == 16 and facts.verdict(run) == facts.verdict(runs["cpu"])
+    assert "too little is known" in render(run, "terminal") and "too little is known" in render(run, "markdown")
+    chart = plotly_figures(render(run, article=False))[0]
+    assert (
+        all("2" not in t["y"] for t in chart["data"])
+        and "too little is known" in chart["layout"]["annotations"][0]["text"]
+    )
+    alone = replace(run, batches=run.batches[:1])
+    assert facts.verdict(alone).startswith("Nothing can be said yet: batch 2 too little is known")
+    assert 'id="chart"' not in render(alone)
+
+
+def test_the_verdict_names_no_part_that_may_be_nothing(runs):
+    batch = runs["cpu"].batches[-1]
+    noise = {
+        p: v if p == BASE else replace(v, share=Interval(0.02, -0.01, 0.05)) for p, v in batch.derived.parts.items()
+    }
+    run = replace(runs["cpu"], batches=(replace(batch, derived=replace(batch.derived, parts=noise)),))
+    assert "No part besides the base can be told from noise" in facts.verdict(
+        run
+    ) and "were it free" not in facts.verdict(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -29,6 +30,7 @@ def command(runs: Runs, out: Out = "", format: Format = "", article: Article = N
         raise UsageError(f"there is no report format {format!r}", f"Known: {', '.join(FORMATS)}")
     from perfscope.record import load
     from perfscope.report import SUFFIXES, render, report
+    from perfscope.sections import plain
 
     files = [f for name in runs for f in find(name)]
     records = [load(f) for f in files]
@@ -37,8 +39,9 @@ def command(runs: Runs, out: Out = "", format: Format = "", article: Article = N
     if open_page and (format != "html" or out == "-"):
         raise UsageError("--open shows an HTML page in the browser", "Leave --open out, or give --format html and a file.")
     if out == "-" or format != "html" and not out:
-        color = {"color": sys.stdout.isatty() and out != "-"} if format == "terminal" else {}
-        sys.stdout.write(render(records, format, **options, **color))
+        if format == "terminal":
+            options |= {"color": sys.stdout.isatty(), "next_command": shlex.join(["perfscope", "report", *map(plain, runs)])}
+        sys.stdout.write(render(records, format, **options))
         return EXIT_OK
     page = report(records, out or beside(runs, files), format, **options)
     print(page)
