@@ -28,24 +28,18 @@ def spin(seconds: float) -> None:
         pass
 
 
-def price_of_spin(seconds: float, calls: int = 51) -> float:
-    """CPU seconds that `spin(seconds)` really takes: the median of some calls."""
-    taken = []
-    for _ in range(calls):
-        begin = time.process_time_ns()
-        spin(seconds)
-        taken.append((time.process_time_ns() - begin) / 1e9)
-    return sorted(taken)[calls // 2]
-
-
 class SpinningReLU(nn.Module):
-    """A ReLU that takes `delay_s` longer in the forward pass."""
+    """A ReLU that takes `delay_s` longer in the forward pass, and counts the CPU time that this really took."""
 
-    delay_s = 0.0
+    delay_s = spent_s = 0.0
+    calls = 0
 
     def forward(self, x):
         if self.delay_s:
+            begin = time.process_time_ns()
             spin(self.delay_s)
+            self.spent_s += (time.process_time_ns() - begin) / 1e9
+            self.calls += 1
         return torch.relu(x)
 
 
@@ -128,13 +122,13 @@ def v5_trials(trials: int, share: float = 0.20, seed: int = 1000):
     with one_thread():
         bench, found = Bench(), []
         delay_s = share * bench.step_s
-        cost_s = price_of_spin(delay_s)
         for trial in range(trials):
             names = [f"{i}" for i in range(len(bench.ladder))]
+            bench.relu.spent_s, bench.relu.calls = 0.0, 0
             times = bench.rounds([bench.timed(n, v) for n, v in zip(names, bench.ladder)]
                                  + [bench.timed(f"slow {n}", v, delay_s) for n, v in zip(names, bench.ladder)], seed + trial)
             level = stats.levels(times)
-            true = cost_s / stats.seconds_interval(times[names[-1]]).point
+            true = bench.relu.spent_s / bench.relu.calls / stats.seconds_interval(times[names[-1]]).point
             changes = {"base": (stats.linear_share(level, {"slow 0": 1, "0": -1}, names[-1]), 0.0)}
             for part, below, above in zip(bench.order, names, names[1:]):
                 change = {f"slow {above}": 1, f"slow {below}": -1, above: -1, below: 1}

@@ -67,6 +67,16 @@ class State:
         others = [b for b in self.run.batches if b.batch_size != batch.batch_size]
         self.put(write, batches=tuple(sorted([*others, batch], key=lambda b: b.batch_size)))
 
+    @contextlib.contextmanager
+    def spending(self, name: str):
+        """Adds the time inside to own_cost[name]."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            cost = self.run.own_cost
+            self.put(write=False, own_cost={**cost, name: cost.get(name, 0.0) + time.perf_counter() - begin})
+
     def warn(self, *warned: Warned | None) -> None:
         new = [w for w in warned if w is not None and w not in self.run.warnings]
         self.run = replace(self.run, warnings=(*self.run.warnings, *new))
@@ -143,7 +153,8 @@ def _measure(model, named_model, options, device, ranks, state, listener) -> Non
             raise fit.own_error(e, max(smallest, 2)) from None
         present = step.present_parts(prepared, step.load_batches(prepared, 1), options.parts)
     order = design.ladder_order(present, options.order)
-    pilots = _pilots(prepared, options, order, ranks, listener)
+    with state.spending("trial_s"):
+        pilots = _pilots(prepared, options, order, ranks, listener)
     state.put(largest_batch=ranks.agree(fit.largest_batch(prepared, pilots, order) if ranks.size == 1 else None))
     for p in pilots:
         if p.status != "ok":
@@ -153,18 +164,22 @@ def _measure(model, named_model, options, device, ranks, state, listener) -> Non
         raise EnvironmentError_(f"no batch size fits: {pilots[0].error}", f"Try a smaller one: --batch {max(1, pilots[0].batch_size // 4)}")
     if ranks.first and named_model:
         listener.stage("counting operations and FLOPs in a process of its own")
-        _count(state, lambda: census.inspect_elsewhere(options, fitting[0].batch_size, order))
+        with state.spending("inspection_s"):
+            _count(state, lambda: census.inspect_elsewhere(options, fitting[0].batch_size, order))
     listener.stage("measuring this machine's ceilings")
     dtype = step.DTYPES[options.dtype] or torch.float32
-    state.put(ceilings=floor.ceilings(device, dtype))
+    with state.spending("ceilings_s"):
+        state.put(ceilings=floor.ceilings(device, dtype))
     ranks.agree(None)
     _sweep(prepared, options, order, fitting, ranks, state, listener)
-    state.put(ceilings=higher(state.run.ceilings, floor.ceilings(device, dtype)))
+    with state.spending("ceilings_s"):
+        state.put(ceilings=higher(state.run.ceilings, floor.ceilings(device, dtype)))
     if ranks.first and not named_model:
         listener.stage("counting operations and FLOPs")
         batches = step.load_batches(prepared, fitting[0].batch_size)
         local = replace(prepared, distributed=None)
-        _count(state, lambda: replace(census.inspect(local, batches, order, order), process="same, after timing"))
+        with state.spending("inspection_s"):
+            _count(state, lambda: replace(census.inspect(local, batches, order, order), process="same, after timing"))
 
 
 def higher(a: Ceilings, b: Ceilings) -> Ceilings:

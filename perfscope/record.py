@@ -296,6 +296,7 @@ class Run:
     largest_batch: int | None = None            # found by search after an out-of-memory
     scaling: Scaling | None = None
     warnings: tuple[Warned, ...] = ()
+    own_cost: dict[str, float] = field(default_factory=dict)  # seconds outside the blocks: trial_s, inspection_s, ceilings_s
     selfcheck: dict[str, Any] = field(default_factory=dict)   # what `perfscope selfcheck` last found on this machine
     extra: dict = field(default_factory=dict)
 

@@ -55,9 +55,11 @@ def test_drift_and_spikes_do_not_hide_the_plant(cache):
 
 
 def test_a_very_noisy_machine_says_that_it_sees_nothing(cache):
-    check = run(cache, noise=0.8, budget_s=4.0)
-    assert not check.found and check.quiet and not check.passed
-    assert check.resolution > PLANTED and "NOT found" in check.words
+    checks = [run(cache, noise=0.8, budget_s=4.0, seed=seed) for seed in range(20)]
+    assert all(c.resolution > PLANTED for c in checks)
+    assert sum(c.found for c in checks) <= 3 and sum(c.passed for c in checks) <= 3      # 3 % by chance, over 300 seeds
+    assert sum(not c.quiet for c in checks) <= 4                                         # 5 % by chance
+    assert all(("NOT found" in c.words) == (not c.found) for c in checks)
 
 
 def test_false_alarms_and_detections_over_many_machines(cache):
@@ -73,13 +75,11 @@ def test_a_delay_of_another_length_than_it_says_is_measured_as_it_is(cache):
 
 def test_a_delay_that_hides_is_not_found(cache):
     """A device that waits for the host swallows it: the step is host-bound."""
-    fake = FakeClock({"a": 0.001}, launch_s=0.010)
+    fake = FakeClock({"a": 0.010})
     hidden = subject(fake)
 
     def delay(seconds):
-        def wait():
-            fake.free_s = max(fake.free_s, fake.now_s - 0.005) + seconds     # into a gap of the past
-        return wait
+        return lambda: fake.log[-1] == "step a" or fake.work(seconds)      # behind a step it falls into a gap
     check = selfcheck(budget_s=60, subject=replace(hidden, delay=delay), cache=cache)
     assert not check.found and not check.passed and check.quiet
 
@@ -103,9 +103,10 @@ def test_the_budget_holds(cache):
     assert fake.now_s < 11.0
 
 
-def test_interrupted_keeps_nothing(cache):
+@pytest.mark.parametrize("event", [1, 60, 300])
+def test_interrupted_keeps_nothing(cache, event):
     with pytest.raises(KeyboardInterrupt):
-        run(cache, interrupt_at=2000)
+        run(cache, noise=0.01, interrupt_at=event)
     assert not cache.exists()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Annotated
 
 import typer
 
 from perfscope.cli import options as o
-from perfscope.errors import EXIT_OK, EXIT_UNSURE, UsageError
+from perfscope.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSURE, UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Budget = Annotated[str, typer.Option(help="Time for it, e.g. 20s.")]
@@ -26,12 +27,17 @@ def command(device: o.Device = "auto", budget: Budget = "20s", as_json: Json = F
     budget_s = seconds(budget)
     if not budget_s > 0:
         raise UsageError("--budget is a time above zero", "For example: --budget 20s")
+    from perfscope.cli import complain
     from perfscope.cli.progress import progress
     from perfscope.record import to_dict
     from perfscope.selfcheck import Listener, selfcheck
 
-    with progress(quiet) as (stage, rounds):
-        check = selfcheck(device, budget_s, Listener(stage, rounds))
+    try:
+        with progress(quiet) as (stage, rounds):
+            check = selfcheck(device, budget_s, Listener(stage, rounds))
+    except KeyboardInterrupt:
+        complain("interrupted: this selfcheck is not kept", "The result of an earlier one, if there is any, stays.")
+        return EXIT_INTERRUPTED
     if as_json:
         json.dump({**to_dict(check), "words": check.words, "passed": check.passed}, sys.stdout, indent=1, allow_nan=False)
         print()
@@ -51,11 +57,14 @@ def lines(check) -> list[str]:
                  f"{check.rounds} rounds ({check.stop})")
     out += ["", f"  the same step twice   {words(share(check.same), '%'):>14}   {check.same_verdict}",
             f"  a delay of {100 * check.planted:5.2f} %      {words(share(check.recovered), '%'):>14}   {('found' if check.agrees else 'found, of another size') if check.found else 'not found'}", ""]
-    out += t.wrap(f"This machine sees changes of {format_change(check.resolution)} and more (80 % power, {check.rounds} rounds).")
+    if math.isfinite(check.resolution):
+        out += t.wrap(f"This machine sees changes of {format_change(check.resolution)} and more (80 % power, {check.rounds} rounds).")
+    else:
+        out += t.wrap(f"There were too few rounds to see anything: {check.rounds}, at least 6 are needed. → Give it more time: --budget 20s.", "", "  ")
     if not check.quiet:
         out += t.wrap("The step was called faster or slower than itself: do not trust small differences measured here now. By chance this "
                       "happens in about one of 20 checks. → Stop other work on this machine and check again.", "", "  ")
-    if not check.found:
+    if not check.found and math.isfinite(check.resolution):
         out += t.wrap("The delay was not found: this machine is too noisy, as it is now, for changes of that size. → Stop other work, or give "
                       "it more time: --budget 60s.", "", "  ")
     for w in check.warnings:

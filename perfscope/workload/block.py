@@ -17,7 +17,7 @@ from perfscope.workload import fit
 from perfscope.workload import parts as taking
 from perfscope.workload.sane import all_finite, make_sane
 from perfscope.workload.step import (DTYPES, Batches, Prepared, VariantStep, autocast, build, call_model, capture,
-                                     load_batches, with_gradient)
+                                     load_batches, loss_value, with_gradient)
 
 OWN_COST = 0.01             # perfscope's own share of a variant's step that is worth a warning (issue 2)
 TRIAL_CALLS = 2000          # overridden operator calls that are timed to price one
@@ -37,17 +37,23 @@ def measure_block(prepared: Prepared, block: Block, order, sets, *, attribution:
                   progress: Callable[[Any], None] | None = None) -> tuple[BatchResult, list[Warned]]:
     """Measures the variants `sets` at one batch size and gives its result with what has to be said about it.
 
-    Out of memory and Ctrl-C give a result (status "out-of-memory", or stop "interrupted") with the rounds so far.
+    Ctrl-C and out of memory in the middle give a result with the complete rounds so far (`stop` "interrupted" or
+    "out-of-memory"); out of memory before the first round gives a row with the status "out-of-memory".
     """
     size, start = block.batch_size, time.perf_counter()
     batch = BatchResult(size, "partial", reference=variant_name(order), attribution=attribution, lead_in_steps=lead_in,
                         variants=tuple(Variant(variant_name(s), tuple(s)) for s in sets))
     warnings: list[Warned] = []
+
+    def seen(so_far: BatchResult) -> None:
+        nonlocal batch
+        batch = so_far
+        on_batch(so_far)
     try:
         batches = load_batches(prepared, size)
         steps, batch = _ready(prepared, batches, block, order, sets, batch, clock, ranks, warnings)
         warm_s = time.perf_counter() - start
-        batch, measured = _timed(prepared, batches, block, steps, batch, clock, lead_in, seed, target, ranks, warm_s, on_batch,
+        batch, measured = _timed(prepared, batches, block, steps, batch, clock, lead_in, seed, target, ranks, warm_s, seen,
                                  progress, warnings)
         status = "partial" if measured.stop == "interrupted" else "ok"
         return replace(batch, status=status, stop=measured.stop), warnings
@@ -58,6 +64,8 @@ def measure_block(prepared: Prepared, block: Block, order, sets, *, attribution:
             raise fit.own_error(e, size) from None
         message = str(e).splitlines()[0] if str(e) else "out of memory"
     fit.release()
+    if batch.rounds:
+        return replace(batch, status="partial", error=message, stop="out-of-memory"), warnings
     return replace(batch, status="out-of-memory", error=message, variants=(), reference=""), warnings
 
 
@@ -79,7 +87,7 @@ def _ready(prepared, batches, block, order, sets, batch, clock, ranks, warnings)
             warm = warmup.warm_up(variant.step, clock=clock, build_steps=build_steps, cap_s=cap_s, allocations=allocations,
                                   agree=ranks.agree)
             step_s = ranks.agree(timed_steps(variant.step, 1, clock))
-            loss = float(variant.step().detach())
+            loss = loss_value(variant.step())
         peak = machine.peak_memory(prepared.device)
         finite = all_finite(prepared.model) and _state_finite(prepared.optimizer)
         if not finite:
@@ -147,7 +155,10 @@ def _timed_variant(prepared, batches, variant, is_full, warnings, size) -> round
 def _said(variant, guard: Guard, warm, finite, size, reference) -> list[Warned]:
     """The warnings of one variant."""
     out = [warmup.drifting(variant.name, warm, size)]
-    if not finite:
+    if not finite and variant.name == reference:
+        out.append(Warned("diverged", "the full step made weights or optimizer state infinite: it is timed all the same, and it does so "
+                          "to all variants", "Try a wider dtype (--dtype bfloat16, amp-bfloat16).", size))
+    elif not finite:
         out.append(Warned("diverged", f"the variant {variant.name} made weights or optimizer state infinite: it is left out",
                           "Try a wider dtype (--dtype bfloat16, amp-bfloat16), or fewer parts at once.", size))
     elif not guard.finite:

@@ -35,7 +35,8 @@ SOFTMAX = ("softmax.int", "_softmax", "_safe_softmax")
 DROPOUT = ("dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout", "alpha_dropout_",
            "feature_alpha_dropout", "feature_alpha_dropout_")
 POOLING = ("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-           "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d")
+           "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+           "max_pool2d_with_indices", "max_pool3d_with_indices")
 
 NORM_NAME = re.compile(r"norm|(^|_)GRN$", re.IGNORECASE)
 ACTIVATION_NAME = re.compile(r"relu|gelu|silu|swish|mish|sigmoid|tanh|softplus|activation|celu|selu|elu$", re.IGNORECASE)
@@ -97,6 +98,10 @@ def attention(query, key, value, *args, **kwargs):
     return _Attention.apply(query, key, value)
 
 
+def attention_copy(query, key, value, *args, **kwargs):
+    return _Attention.apply(query, key, value).clone()
+
+
 class _Residual(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b):
@@ -136,6 +141,7 @@ class Overrides:
     def __init__(self, keep, device_type="cpu", *, parts=OPERATOR_PARTS, copy=False, out_of_place=False, counts=None):
         self.table = {}
         self.counts = counts
+        self.device_type, self.copy = device_type, copy
         self.keys = [f"{kind}{device_type.upper()}" for kind in ("Autograd", "Autocast")]
         self.library = None
         self._stored = {}
@@ -153,7 +159,7 @@ class Overrides:
                 if hasattr(torch.ops.aten, name[:-1]):
                     self._put("in place", (name,), getattr(torch.ops.aten, name[:-1]))
         if "attention" in removed:
-            self._put("attention", ("scaled_dot_product_attention",), attention)
+            self._put("attention", ("scaled_dot_product_attention",), attention_copy if copy else attention)
             self._put("attention", SOFTMAX, through)
         if "dropout" in removed:
             self._put("dropout", DROPOUT, through, when=_drops)
@@ -185,10 +191,13 @@ class Overrides:
         for name in ("add.Tensor", "add_.Tensor"):
             kernel = torch.library.get_kernel(f"aten::{name}", self.keys[0])
 
-            def add(keyset, a, b, alpha=1, kernel=kernel):
-                if isinstance(b, torch.Tensor) and a.shape == b.shape and a.requires_grad and b.requires_grad \
+            def add(keyset, a, b, alpha=1, kernel=kernel, packet=getattr(torch.ops.aten, name.partition(".")[0])):
+                if not isinstance(b, torch.Tensor):             # a Python number: no kernel of add.Tensor takes it boxed
+                    return packet.Scalar(a, b, alpha)
+                if a.shape == b.shape and a.requires_grad and b.requires_grad \
                         and not (a.is_leaf or b.is_leaf):
-                    return _Residual.apply(a, b)
+                    out = _Residual.apply(a, b)
+                    return out.clone() if self.copy else out
                 return kernel.call_boxed(keyset, a, b, alpha=alpha)
             self.table[name] = self._counted("residual", add) if self.counts is not None else add
 
@@ -197,28 +206,36 @@ class Overrides:
             key = (name, x.shape, x.dtype, x.stride(), tuple(tuple(a.shape) if isinstance(a, torch.Tensor) else str(a)
                                                              for a in args))
             if key not in self._stored:
-                with torch._C._AutoDispatchBelowAutograd():
+                with torch._C._AutoDispatchBelowAutograd(), torch.autocast(self.device_type, enabled=False):
                     out = getattr(torch.ops.aten, name)(x.detach(), *args, **kwargs)
-                    out = torch.randn_like(out if isinstance(out, torch.Tensor) else out[0])
-                    self._stored[key] = out, torch.randn_like(x).mul_(1e-3) if with_grad else None
-            return _Constant.apply(x, *self._stored[key])
+                    out, rest = (out, None) if isinstance(out, torch.Tensor) else (out[0], tuple(out[1:]))
+                    self._stored[key] = torch.randn_like(out), torch.randn_like(x).mul_(1e-3) if with_grad else None, rest
+            stored, grad, rest = self._stored[key]
+            out = _Constant.apply(x, stored, grad)
+            out = out.clone() if self.copy else out
+            return out if rest is None else (out, *rest)
         return constant
 
     def __enter__(self):
         if self.library is not None:
             raise RuntimeError("operators are overridden already")
-        self.library = torch.library.Library("aten", "IMPL")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")          # that a registered kernel is overridden is the point
-            for name, function in self.table.items():
-                for key in self.keys if not name.startswith("add") else self.keys[:1]:
-                    self.library.impl(name, function, key, with_keyset=name.startswith("add"))
-        self._forget()
+        library = torch.library.Library("aten", "IMPL")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")      # that a registered kernel is overridden is the point
+                for name, function in self.table.items():
+                    for key in self.keys if not name.startswith("add") else self.keys[:1]:
+                        library.impl(name, function, key, with_keyset=name.startswith("add"))
+            self._forget()
+        except BaseException:                        # Ctrl-C too: nothing may stay overridden
+            library._destroy()
+            raise
+        self.library = library
         return self
 
     def __exit__(self, *error):
-        self.library._destroy()
-        self.library = None
+        library, self.library = self.library, None
+        library._destroy()
         self._forget()
 
     def _forget(self):

@@ -8,6 +8,7 @@ size that a normed one would. `observe` then measures what the guards need: stan
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from perfscope.record import Guard
-from perfscope.workload.step import Batches, Prepared, VariantStep, autocast, call_model
+from perfscope.workload.step import Batches, Prepared, VariantStep, autocast, call_model, loss_value, scale
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 MATMULS = (F.linear, torch.addmm, torch.matmul, torch.Tensor.matmul, torch.mm, torch.bmm, torch.baddbmm)
@@ -36,9 +37,9 @@ class Seen:
 
 
 class Observer(TorchFunctionMode):
-    """Watches convolutions and matmuls; with `rescale`, multiplies their weights by the power of two they need."""
+    """Watches convolutions and matmuls; given a stack, multiplies their weights by the power of two they need until it unwinds."""
 
-    def __init__(self, rescale=False):
+    def __init__(self, rescale: contextlib.ExitStack | None = None):
         super().__init__()
         self.rescale, self.seen, self.embedded = rescale, Seen(), set()
 
@@ -49,11 +50,11 @@ class Observer(TorchFunctionMode):
         if function in CONVOLUTIONS or function in MATMULS and isinstance(out, torch.Tensor):
             std = _std(out)
             weight = next((a for a in args if isinstance(a, torch.nn.Parameter) and a.dim() >= 2), None)
-            if self.rescale and weight is not None and id(weight) not in self.embedded \
+            if self.rescale is not None and weight is not None and id(weight) not in self.embedded \
                     and weight not in self.seen.scales and math.isfinite(std) and std > 0 and not 0.7 <= std <= 1.5:
                 factor = min(max(2.0 ** round(-math.log2(std)), 1 / LARGEST), LARGEST)
                 self.seen.scales[weight] = factor
-                weight.mul_(factor)
+                scale(weight, factor, self.rescale)
                 torch.clear_autocast_cache()         # it may hold the weight as it was, in low precision
                 out = function(*args, **(kwargs or {}))
                 std = _std(out)
@@ -76,8 +77,11 @@ def _std(tensor) -> float:
 
 
 def observe(prepared: Prepared, batches: Batches, variant: VariantStep, rescale=False) -> Seen:
-    """One forward pass of the entered variant without gradients. Never in a timed region."""
-    with torch.no_grad(), Observer(rescale) as observer, autocast(prepared):
+    """One forward pass of the entered variant without gradients. Never in a timed region.
+
+    With `rescale` it finds the scales that the variant needs; the weights are as before when it returns.
+    """
+    with contextlib.ExitStack() as stack, torch.no_grad(), Observer(stack if rescale else None) as observer, autocast(prepared):
         call_model(prepared.model, batches.inputs)
     return observer.seen
 
@@ -87,11 +91,11 @@ def make_sane(prepared: Prepared, batches: Batches, variant: VariantStep, is_ful
     with variant:
         seen = observe(prepared, batches, variant)
         if not is_full and any(not LOW <= s <= HIGH for s in seen.std):
-            scales = observe(prepared, batches, variant, rescale=True).scales
-            after = observe(prepared, batches, variant)
-            variant.scales.update(scales)     # the weights are scaled now; leaving undoes it
-            seen = after
-    return Guard(loss=float(variant.loss), finite=bool(torch.isfinite(variant.loss)),
+            variant.scales.update(observe(prepared, batches, variant, rescale=True).scales)
+    if variant.scales:
+        with variant:
+            seen = observe(prepared, batches, variant)
+    return Guard(loss=loss_value(variant.loss), finite=bool(torch.isfinite(variant.loss).all()),
                  activation_std_low=min(seen.std, default=1.0), activation_std_high=max(seen.std, default=1.0),
                  zero_share=sum(seen.zeros) / len(seen.zeros) if seen.zeros else 0.0,
                  conv_dtypes=tuple(sorted(seen.dtypes)), conv_layouts=tuple(sorted(seen.layouts)),

@@ -1,7 +1,7 @@
 """One training step, with some of its parts or all: eager, autocast, compiled or captured in a CUDA graph.
 
 `prepare` puts a workload on its device in its dtype and layout; `make_variant` builds the step with the parts that are
-asked for. All variants share one model and one optimizer. The learning rate is set to 1e-12, so that the weights stay
+asked for. All variants share one model and one optimizer. The learning rate is set to 1e-20, so that the weights stay
 what they are and every variant sees the same, sane activations from the first sample to the last; the optimizer does
 exactly the work it would do at any other rate.
 """
@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Callable
 
 import torch
 
 from perfscope.errors import EnvironmentError_, UsageError, WorkloadError
 from perfscope.record import ON_REQUEST, PARTS, variant_name
+from perfscope.registry import PACKAGE
 from perfscope.workload import parts as taking
 from perfscope.workload.data import fixed_rows
 from perfscope.workload.workload import Workload
@@ -25,7 +27,9 @@ DTYPES = {"float32": None, "half": torch.float16, "bfloat16": torch.bfloat16,
           "amp-half": torch.float16, "amp-bfloat16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
-RATE = 1e-12   # a learning rate that leaves every weight as it is, and that nothing can divide by zero with
+#: A learning rate that leaves every weight as it is. Not 0, because optimizers divide by it; not 1e-12, which moves small
+#: weights; not 1e-30, which makes subnormal numbers (slow on a CPU) out of weights that are 0.
+RATE = 1e-20
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,19 @@ class VariantStep:
     _entered: Any = None
 
     def enter(self):
-        self._entered = contextlib.ExitStack()
-        self._entered.enter_context(self.context())
-        _scale(self.scales, 1)
+        if self._entered is not None:
+            raise RuntimeError(f"the variant {self.name} is entered already")
+        with contextlib.ExitStack() as stack:       # whatever fails or is interrupted in between, nothing stays changed
+            stack.enter_context(self.context())
+            for parameter, factor in self.scales.items():
+                scale(parameter, factor, stack)
+            self._entered = stack.pop_all()
         return self
 
     def leave(self):
-        if self._entered is not None:
-            _scale(self.scales, -1)
-            self._entered.close()
-            self._entered = None
+        entered, self._entered = self._entered, None
+        if entered is not None:
+            entered.close()
 
     __enter__ = enter
 
@@ -90,10 +97,17 @@ class VariantStep:
         self.leave()
 
 
-def _scale(scales: dict, direction: int) -> None:
+def scale(parameter, factor: float, stack: contextlib.ExitStack) -> None:
+    """Multiplies a parameter by a power of two until the stack unwinds; then it is what it was, bit for bit."""
+    kept = parameter.detach().clone() if factor < 1 and parameter.dtype == torch.float16 else None    # subnormals lose bits
     with torch.no_grad():
-        for parameter, factor in scales.items():
-            parameter.mul_(factor ** direction)
+        parameter.mul_(factor)
+    stack.callback(_unscale, parameter, factor, kept)
+
+
+def _unscale(parameter, factor, kept) -> None:
+    with torch.no_grad():
+        parameter.copy_(kept) if kept is not None else parameter.mul_(1 / factor)
 
 
 def prepare(workload: Workload, *, device="cpu", dtype="float32", memory_format="contiguous", compile="off",
@@ -177,7 +191,8 @@ def convert(value, prepared: Prepared, non_blocking=False):
     if isinstance(value, dict) or hasattr(value, "items"):
         return {k: convert(v, prepared, non_blocking) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(convert(v, prepared, non_blocking) for v in value)
+        values = [convert(v, prepared, non_blocking) for v in value]
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)      # a named tuple, or a plain one
     return value
 
 
@@ -361,7 +376,7 @@ def build(prepared: Prepared, batches: Batches, keep, all_parts, expected=None) 
                 variant.loss = variant.step().detach()
             break
         except RuntimeError as e:
-            if "inplace operation" not in str(e) or "copied" in attempt:
+            if not ("inplace" in str(e) or "in-place" in str(e)) or "copied" in attempt:
                 raise
     missing = [(q, _stored(prepared, q)) for n, q in prepared.model.named_parameters()
                if n in (expected or ()) and q.grad is None]
@@ -375,6 +390,11 @@ def _stored(prepared, parameter):
     if parameter not in prepared.stored_gradients:
         prepared.stored_gradients[parameter] = torch.randn_like(parameter).mul_(1e-3).detach()
     return prepared.stored_gradients[parameter]
+
+
+def loss_value(loss: torch.Tensor) -> float:
+    """The loss as a number; the mean of the model's output in a variant without the loss."""
+    return float(loss.detach().mean())
 
 
 def with_gradient(prepared: Prepared) -> set[str]:
@@ -422,5 +442,5 @@ def copy_into(static, fresh) -> None:
 def traceback_text(error: BaseException) -> str:
     """The user's own traceback, with perfscope's frames left out."""
     import traceback
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/perfscope/" not in f.filename]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not Path(f.filename).is_relative_to(PACKAGE)]
     return "".join(traceback.format_list(frames)) + "".join(traceback.format_exception_only(error))
