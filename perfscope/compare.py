@@ -224,7 +224,8 @@ def _notes(a: Run, b: Run, common: list[int], batches: list[BatchChange]) -> lis
             partial.append(f"{side} ({run.status})")
         target = run.method.get("target_half_width")
         target = target if isinstance(target, (int, float)) else stats.TARGET
-        sizes = [f"{r.batch_size} (±{stats.format_change(r.derived.half_width)})" for r in rows if r.derived.half_width > target]
+        sizes = [f"{r.batch_size} ({'±' + stats.format_change(half) if math.isfinite(half) else 'unknown'})"
+                 for r in rows if not (half := r.derived.half_width) <= target]
         wide += [f"{side} at batch {', '.join(sizes)}"] if sizes else []
     if partial:
         out.append(Warned("partial", f"{' and '.join(partial)} did not come to {'its' if len(partial) == 1 else 'their'} end: what is "

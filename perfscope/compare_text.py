@@ -36,7 +36,7 @@ def ratio(change: Interval | None) -> tuple[str, str]:
     if change is None or not math.isfinite(change.point):
         return DASH, ""
     if not math.isfinite(change.half_width):
-        return f"~{_signed(100 * math.expm1(change.point), 0)} %", "unknown"
+        return f"~{_signed(100 * math.expm1(change.point), 0)} %", DASH
     point, low, high = (100 * math.expm1(x) for x in (change.point, change.low, change.high))
     places = max(0, stats.decimals((high - low) / 2, 2))       # the ends get one digit more: they decide
     return f"{_signed(point, places)} %", f"{_signed(low, places + 1)} to {_signed(high, places + 1)}"
@@ -79,7 +79,7 @@ def sentence(c: Comparison) -> str:
     """The verdict in one sentence."""
     if c.shares_only:
         return f"No verdict on speed: {plain(c.shares_only)}. Shares, efficiency and times in units of the canary are comparable, milliseconds are not."
-    worst = max(c.batches, key=lambda b: (b.verdict.word == c.word, abs(b.change.point) if math.isfinite(b.change.point) else 0))
+    worst = _worst(c)
     if c.word == "UNCLEAR":
         settle = worst.verdict.rounds_to_settle
         more = f"; about {settle} rounds would settle it" if settle else ""
@@ -89,9 +89,15 @@ def sentence(c: Comparison) -> str:
     return f"SAME: {MEANINGS['SAME']}, that is {100 * c.smallest:g} % or more." if c.word == "SAME" else f"{c.word}: {at}."
 
 
+def _worst(c: Comparison) -> BatchChange:
+    """The batch size that the sentence is about: of those with its word, the one that changed most."""
+    return max(c.batches, key=lambda b: (b.verdict.word == c.word, abs(b.change.point) if math.isfinite(b.change.point) else 0))
+
+
 def unclear(c: Comparison) -> list[str]:
-    """Why each batch size that is UNCLEAR is."""
-    return [f"batch {b.batch_size} is unclear: {b.verdict.reason}" for b in c.batches if b.verdict and b.verdict.word == "UNCLEAR"]
+    """Why each batch size that is UNCLEAR is; the one of the sentence is left out."""
+    said = _worst(c) if c.word == "UNCLEAR" and not c.shares_only else None
+    return [f"batch {b.batch_size} is unclear: {b.verdict.reason}" for b in c.batches if b.verdict and b.verdict.word == "UNCLEAR" and b is not said]
 
 
 def focus(c: Comparison) -> BatchChange:
@@ -149,7 +155,7 @@ def to_terminal(c: Comparison, color: bool = False, next_command: str = "") -> s
     rows = part_rows(c, b) if not c.shares_only else [row[:4] for row in part_rows(c, b)]
     lines += grid(t, ["part", "A %", "B %", "points", "ms"][:len(rows[0])], rows)
     lines += ["", *(paint("1", x) for x in t.wrap(sentence(c)))]
-    lines += [x for text in unclear(c) for x in t.wrap(text, "  ", "    ")] if c.word != "UNCLEAR" or len(c.batches) > 1 else []
+    lines += [x for text in unclear(c) for x in t.wrap(text, "  ", "    ")]
     for text in [*canary_words(c), *missing(c)]:
         lines += t.wrap(text, "  ", "    ")
     for w in c.notes:
@@ -187,7 +193,7 @@ def to_markdown(c: Comparison) -> str:
         blocks.append(m.table(head, unit_rows(c)))
     else:
         rows = [[str(b.batch_size), words(scaled(b.step_a)), words(scaled(b.step_b)), ratio(b.change)[0],
-                 f"{ratio(b.change)[1]} %" if ratio(b.change)[1] else DASH, f"{MARKS[b.verdict.word]} **{b.verdict.word}**"] for b in c.batches]
+                 f"{ratio(b.change)[1]} %" if ratio(b.change)[1] not in ("", DASH) else DASH, f"{MARKS[b.verdict.word]} **{b.verdict.word}**"] for b in c.batches]
         blocks.append(m.table(["batch", "A, ms", "B, ms", "change", "95 % interval", "verdict"], rows))
         blocks.append("\n".join(f"- {m.escape(x)}" for x in unclear(c)))
     settings = "\n".join(f"- {m.escape(setting(x))}" for x in c.changed) or "- nothing that the records know of"

@@ -63,6 +63,12 @@ def check(options: Options) -> Options:
         raise UsageError("a batch size is at least 1", "For example: --batch 128,256,512")
     if len(set(options.batch_sizes)) != len(options.batch_sizes):
         raise UsageError("--batch names a size twice", "For example: --batch 128,256,512")
+    if options.classes < 0:
+        raise UsageError("--classes is at least 1", "For example: --classes 1000")
+    if any(n < 1 for n in options.input_shape):
+        raise UsageError("every side of --input is at least 1", "For example: --input 3x224x224 (without the batch)")
+    if not 0 <= options.seed < 2 ** 63:
+        raise UsageError("--seed is a number from 0 to 2^63 - 1", "For example: --seed 1")
     if not options.budget_s > 0:
         raise UsageError("--budget is a time above zero", "For example: --budget 60s or --budget 5m")
     if options.precision is not None and not 0 < options.precision < 1:
@@ -72,7 +78,7 @@ def check(options: Options) -> Options:
 
 def seconds(text: str) -> float:
     """"60s", "5m", "1.5h" or "90" in seconds."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)?\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)?\s*", text, re.ASCII)
     if not match:
         raise UsageError(f"{text!r} is not a time", "For example: 60s, 5m or 1h")
     return float(match[1]) * {"ms": 1e-3, None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]
@@ -80,7 +86,7 @@ def seconds(text: str) -> float:
 
 def share(text: str) -> float:
     """"0.5%" or "0.005" as a fraction of 1."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%)?\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%)?\s*", text, re.ASCII)
     if not match:
         raise UsageError(f"{text!r} is not a share", "For example: 0.5% or 0.005")
     return float(match[1]) / (100 if match[2] else 1)
@@ -88,15 +94,14 @@ def share(text: str) -> float:
 
 def sizes(text: str) -> tuple[int, ...]:
     """"128,256,512" as numbers."""
-    try:
-        return tuple(int(x) for x in text.split(",") if x.strip())
-    except ValueError:
-        raise UsageError(f"{text!r} is not a list of batch sizes", "For example: --batch 128,256,512") from None
+    if not re.fullmatch(r"\s*(\d{1,18}(\s*,\s*\d{1,18})*)?\s*", text, re.ASCII):
+        raise UsageError(f"{text!r} is not a list of batch sizes", "For example: --batch 128,256,512")
+    return tuple(int(x) for x in text.split(",") if x.strip())
 
 
 def shape(text: str) -> tuple[int, ...]:
     """"3x224x224" as numbers."""
-    if not re.fullmatch(r"\d+(x\d+)*", text):
+    if not re.fullmatch(r"\d{1,18}(x\d{1,18})*", text, re.ASCII):
         raise UsageError(f"{text!r} is not an input shape", "For example: --input 3x224x224 (without the batch)")
     return tuple(int(x) for x in text.split("x"))
 

@@ -8,6 +8,7 @@ know are kept in `extra` and written back. Shares are fractions of 1 (0.131 = 13
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -321,8 +322,8 @@ def to_dict(value: Any) -> Any:
     """A record, or any part of it, as JSON-ready dictionaries and lists. NaN and infinities become None."""
     if dataclasses.is_dataclass(value):
         data = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "extra"}
-        data.update(getattr(value, "extra", {}))
-        return data
+        extra = to_dict(getattr(value, "extra", {}))
+        return {**data, **{k: v for k, v in extra.items() if k not in data}}
     if isinstance(value, dict):
         return {str(k): to_dict(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -382,8 +383,11 @@ def save(run: Run, path) -> Path:
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
-    except OSError as e:
-        part.unlink(missing_ok=True) if path.parent.is_dir() else None
+    except BaseException as e:                  # Ctrl-C too: no half-written file is left behind
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if not isinstance(e, OSError):
+            raise
         raise EnvironmentError_(f"cannot write {path}: {e.strerror or e}",
                                 "Give another folder with --out, or make room on the disk.") from e
     return path

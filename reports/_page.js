@@ -52,6 +52,7 @@
     out.paper_bgcolor = out.plot_bgcolor = "rgba(0,0,0,0)";
     out.margin = { l: narrow ? 46 : 64, r: 16, t: 20, b: 44, ...out.margin };
     out.hoverlabel = { bgcolor: colour("raised"), bordercolor: line, font: { color: colour("text") }, align: "left" };
+    out.modebar = { bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: muted, ...out.modebar };
     out.dragmode = narrow ? false : out.dragmode || "zoom";
     if (!Object.keys(out).some((k) => /^[xy]axis/.test(k))) out.xaxis = {}, out.yaxis = {};
     for (const key of Object.keys(out).filter((k) => /^[xy]axis/.test(k))) {

@@ -216,7 +216,7 @@ def test_a_slower_machine_is_not_a_slower_step(run):
 def test_throttled_milliseconds_are_not_judged(run):
     hot = replace(scaled(run, 1.2), warnings=(Warned("throttled", "throttled: hot", "", 8),))
     c = compare(run, hot)
-    assert verdicts(c) == {4: "SLOWER", 8: "UNCLEAR"}
+    assert verdicts(c) == {4: "SLOWER", 8: "UNCLEAR"} and c.word == "SLOWER"
     assert "B was throttled" in to_terminal(c) and any(w.code == "warned" for w in c.notes)
 
 
@@ -244,7 +244,9 @@ def test_too_few_rounds_are_unclear_and_still_print(run):
     few = build(rounds=3)
     c = compare(few, few)
     assert c.word == "UNCLEAR" and "too few rounds" in c.batches[0].verdict.reason
-    assert to_terminal(c) and to_markdown(c) and json.loads(to_json(c))["batches"][0]["change"]["low"] is None
+    bare = replace(few, batches=tuple(replace(b, derived=replace(b.derived, half_width=float("nan"))) for b in few.batches))   # as it is read from a file
+    assert "A at batch 4 (unknown), 8 (unknown)" in next(w.text for w in compare(bare, bare).notes if w.code == "wide")
+    assert to_terminal(c) and "unknown %" not in to_markdown(c) and json.loads(to_json(c))["batches"][0]["change"]["low"] is None
 
 
 # ---------------------------------------------------------------- texts

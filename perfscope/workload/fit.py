@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 from dataclasses import dataclass
 from typing import Callable, Iterable
 
 import torch
 
-from perfscope.errors import WorkloadError
+from perfscope.errors import PerfscopeError, WorkloadError
 from perfscope.measure.machine import memory_now
+from perfscope.measure.ranks import is_lost, lost
 from perfscope.workload.step import Prepared, load_batches, make_variant, traceback_text
 
 CPU_STEP_S = 0.15               # on a CPU, the default's largest step takes about this long: three sizes get 20 rounds in a minute
@@ -18,6 +20,7 @@ CPU_LARGEST = 256
 GPU_DEFAULT = (128, 256, 512, 1024)
 SAFE = 0.9                      # of the memory that is free: what a CPU run may use before it counts as out of memory
 TRIES = 6                       # steps of the search for the largest batch
+STRIDE = 8                      # memory is extrapolated by at most this factor: what a step takes whatever its size counts for little then
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,15 @@ class Pilot:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device or the host ran out of memory."""
+    """Whether an exception, or what perfscope's own one stands for, says that a device or the host ran out of memory."""
+    if isinstance(error, PerfscopeError) and error.__context__ is not None:
+        error = error.__context__
     if isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))):
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and any(
-        words in text for words in ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory"))
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory",
+                                    "Storage size calculation overflowed", "Invalid buffer size"))
 
 
 def release() -> None:
@@ -63,15 +69,21 @@ def pilot(prepared: Prepared, batch_size: int, parts: Iterable[str]) -> Pilot:
     except Exception as e:
         if not is_out_of_memory(e):
             raise own_error(e, batch_size) from None
-        message = str(e).splitlines()[0] if str(e) else "out of memory"
+        message = out_of_memory_text(e)
     release()
     return Pilot(batch_size, "out-of-memory", error=message)
 
 
+def out_of_memory_text(error: BaseException) -> str:
+    """The first line of an out-of-memory error, without the place in PyTorch's own source."""
+    if isinstance(error, PerfscopeError) and error.__context__ is not None:
+        error = error.__context__
+    text = re.sub(r"^\[enforce fail at [^\]]*\]\.?\s*", "", str(error)).strip()
+    return text.splitlines()[0] if text else "out of memory"
+
+
 def own_error(error: Exception, batch_size: int) -> Exception:
     """A failure of the workload's own step, as one clear error with the user's traceback."""
-    from perfscope.errors import PerfscopeError
-    from perfscope.measure.ranks import is_lost, lost
     if isinstance(error, PerfscopeError):
         return error
     if is_lost(error):
@@ -101,8 +113,8 @@ def try_sizes(prepared: Prepared, sizes: Iterable[int], parts, free: Callable[[]
               on_try: Callable[[int], None] = lambda size: None) -> list[Pilot]:
     """Tries the sizes from the smallest to the largest; beyond the first that does not fit, none is tried.
 
-    On a CPU, where Linux kills a process that takes too much, a size whose memory (extrapolated from the largest one
-    that ran) is not free counts as out of memory without being tried.
+    On a CPU, where Linux kills a process that takes too much, a size whose memory (extrapolated from a smaller one that
+    ran) is not free counts as out of memory without being tried.
     """
     done: list[Pilot] = []
     free = free or (lambda: memory_now(prepared.device))
@@ -111,15 +123,28 @@ def try_sizes(prepared: Prepared, sizes: Iterable[int], parts, free: Callable[[]
         if last and last.status != "ok":
             done.append(Pilot(size, "out-of-memory", error=f"not tried: batch {last.batch_size} does not fit"))
             continue
-        if last and last.bytes and prepared.device.type == "cpu":
-            needed, available = last.bytes * size / last.batch_size, free()
-            if needed > SAFE * available:
-                done.append(Pilot(size, "out-of-memory", error=f"needs about {needed / 2**30:.1f} GiB, extrapolated from batch "
-                                  f"{last.batch_size}; {available / 2**30:.1f} GiB are free"))
-                continue
         on_try(size)
-        done.append(pilot(prepared, size, parts))
+        too_large = _too_large(prepared, size, last, parts, free) if prepared.device.type == "cpu" else ""
+        done.append(Pilot(size, "out-of-memory", error=too_large) if too_large else pilot(prepared, size, parts))
     return done
+
+
+def _too_large(prepared, size, last, parts, free) -> str:
+    """Why a size cannot fit, "" if it can: its memory extrapolated in strides, each tried before the next."""
+    try:
+        last = last or pilot(prepared, min(size, 2), parts)
+        while last.status == "ok":
+            following = min(size, last.batch_size * STRIDE)
+            needed, available = last.bytes * following / last.batch_size, free()
+            if needed > SAFE * available:
+                return f"batch {following} needs about {needed / 2**30:.1f} GiB, extrapolated from batch {last.batch_size}; " \
+                       f"{available / 2**30:.1f} GiB are free"
+            if following == size:
+                return ""
+            last = pilot(prepared, following, parts)
+    except WorkloadError:
+        return ""                               # a model that takes no smaller batch than the one that was asked for
+    return f"batch {last.batch_size} does not fit: {last.error}"
 
 
 def default_sizes(prepared: Prepared, parts, on_try=lambda size: None) -> list[Pilot]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from perfscope import registry
-from perfscope.errors import EnvironmentError_, UsageError, WorkloadError
+from perfscope.errors import EnvironmentError_, PerfscopeError, UsageError, WorkloadError
 from perfscope.workload import data
 from perfscope.workload.step import traceback_text
 from perfscope.workload.workload import Workload
@@ -60,8 +61,8 @@ def _named(name: str, input_shape, classes) -> Workload:
 
 def _from_file(path: str, attribute: str):
     file = Path(path)
-    if not file.is_file():
-        raise UsageError(f"there is no file {path}", "Give path/to/file.py:function")
+    if not os.path.isfile(file):                # unlike Path.is_file it never raises, however odd the name
+        raise UsageError(f"there is no file {path!r}", "Give path/to/file.py:function")
     sys.path.insert(0, str(file.resolve().parent))
     sys.path.insert(0, str(Path.cwd()))
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -72,24 +73,39 @@ def _from_file(path: str, attribute: str):
 
 def _from_module(name: str, attribute: str):
     sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        found = None
+    found = None
+    if all(name.split(".")):                    # neither empty nor relative
+        try:
+            found = importlib.util.find_spec(name)      # imports the packages that the module is in
+        except (Exception, SystemExit) as e:
+            if not isinstance(e, ModuleNotFoundError) or e.name not in _above(name):
+                raise _failed(f"importing {name}", "This is the package's own error.", e) from None
     if found is None:
         raise UsageError(f"there is no module {name!r} (looked in {Path.cwd()} and the installed packages)",
                          "Give package.module:function or path/to/file.py:function")
     return _attribute(lambda: importlib.import_module(name), name, attribute)
 
 
+def _above(name: str) -> set[str]:
+    """The module's name and those of the packages that it is in: a.b.c -> a, a.b, a.b.c."""
+    words = name.split(".")
+    return {".".join(words[:i + 1]) for i in range(len(words))}
+
+
+def _failed(what: str, hint: str, error: BaseException) -> WorkloadError:
+    """Somebody else's error, shown as theirs. SystemExit is one too: their code must not end the run without a word."""
+    return WorkloadError(f"{what} failed: {type(error).__name__}: {error}", hint, traceback_text(error))
+
+
 def _attribute(load, where: str, attribute: str):
     try:
         module = load()
-    except Exception as e:
-        raise WorkloadError(f"importing {where} failed: {type(e).__name__}: {e}", "This is the file's own error.",
-                            traceback_text(e)) from None
-    if not hasattr(module, attribute):
-        raise UsageError(f"{where} has no {attribute!r}", "It has: " + ", ".join(n for n in vars(module) if not n.startswith("_")))
+        there = hasattr(module, attribute)
+    except (Exception, SystemExit) as e:
+        raise _failed(f"importing {where}", "This is the file's own error.", e) from None
+    if not there:
+        own = [n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", "") == module.__name__]
+        raise UsageError(f"{where} has no {attribute!r}", "It has: " + (", ".join(own[:20]) or "no function of its own"))
     value = getattr(module, attribute)
     if not callable(value) and not isinstance(value, (Workload, tuple)):
         raise WorkloadError(f"{where}:{attribute} is a {type(value).__name__}, not a callable",
@@ -110,16 +126,18 @@ def _call(function, name: str, classes=0):
                             "Wrap it in a function without arguments that returns a model or a perfscope.Workload.")
     try:
         return function()
-    except Exception as e:
-        raise WorkloadError(f"{name}() failed: {type(e).__name__}: {e}", "This is the callable's own error.", traceback_text(e)) from None
+    except PerfscopeError:
+        raise
+    except (Exception, SystemExit) as e:
+        raise _failed(f"{name}()", "This is the callable's own error.", e) from None
 
 
 def _complete(value, name: str, source: str, input_shape, classes) -> Workload:
     """A Workload from whatever a callable returned; what is missing is supplied."""
-    if isinstance(value, Workload):
-        return replace(value, name=value.name or name, source=value.source or source)
     if isinstance(value, tuple) and len(value) == 4 and isinstance(value[0], torch.nn.Module):
-        return Workload(*value, name=name, source=source)
+        value = Workload(*value)
+    if isinstance(value, Workload):
+        return _checked(replace(value, name=value.name or name, source=value.source or source))
     if isinstance(value, torch.nn.Module):
         shape, n = input_shape or SHAPE, classes or CLASSES
         pipeline = data.image_pipeline(shape, n) if len(shape) == 3 and shape[0] in (1, 3) else None
@@ -127,6 +145,21 @@ def _complete(value, name: str, source: str, input_shape, classes) -> Workload:
                         shape, n, "synthetic uint8 images, augmented on the CPU" if pipeline else "")
     raise WorkloadError(f"{name} gave a {type(value).__name__}",
                         "It has to give a model, a perfscope.Workload, or (model, loss, optimizer, batch).")
+
+
+def _checked(workload: Workload) -> Workload:
+    """The workload, or WorkloadError naming the field that cannot be used."""
+    pair = isinstance(workload.batch, (tuple, list)) and len(workload.batch) == 2
+    for field, value, good, wanted in (
+            ("model", workload.model, isinstance(workload.model, torch.nn.Module), "a torch.nn.Module"),
+            ("loss", workload.loss, callable(workload.loss), "a function loss(output, target)"),
+            ("optimizer", workload.optimizer, callable(workload.optimizer) or isinstance(workload.optimizer, torch.optim.Optimizer),
+             "a torch optimizer, or a function that makes one from the parameters"),
+            ("batch", workload.batch, callable(workload.batch) or pair, "a function batch(n), or a pair (inputs, target)"),
+            ("data", workload.data, workload.data is None or callable(workload.data), "a function data(n) that gives an iterator, or None")):
+        if not good:
+            raise WorkloadError(f"the {field} of {workload.name} is a {type(value).__name__}", f"It has to be {wanted}.")
+    return workload
 
 
 def _library(package: str, hint: str):
