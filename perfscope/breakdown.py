@@ -21,13 +21,14 @@ from typing import Any, Callable
 import torch
 
 from perfscope import variants as design
-from perfscope.errors import EnvironmentError_, PerfscopeError
+from perfscope.errors import EnvironmentError_, PerfscopeError, UsageError, WorkloadError
 from perfscope.measure import attribution, floor, machine, stats
 from perfscope.measure.clock import clock_for
-from perfscope.measure.ranks import Ranks, join
+from perfscope.measure.ranks import Ranks, is_lost, join, lost
 from perfscope.measure.rounds import LEAD_IN_STEPS, LEAD_IN_STEPS_CPU, Progress
 from perfscope.options import PRECISION, Options, check
 from perfscope.record import BatchResult, Ceilings, Provenance, Run, Warned, WorkloadInfo, save
+from perfscope.selfcheck import last as last_selfcheck
 from perfscope.workload import census, fit, step
 from perfscope.workload.block import Block, measure_block
 from perfscope.workload.resolve import resolve
@@ -46,17 +47,22 @@ class Listener:
 
 @dataclass
 class State:
-    """The run so far, and where it is kept. `put` changes it and, with a folder, writes it."""
+    """The run so far, and where it is kept. `put` changes it and, with a folder and once there is a round, writes it."""
 
     run: Run
     folder: Path | None
     started: float = field(default_factory=time.perf_counter)
     saved: float = 0.0
+    made: list[Path] = field(default_factory=list)      # folders that were not there before
+
+    @property
+    def measured(self) -> bool:
+        return any(b.rounds for b in self.run.batches)
 
     def put(self, write=True, **changes) -> None:
         run = replace(self.run, **changes)
         self.run = replace(run, provenance=replace(run.provenance, wall_s=time.perf_counter() - self.started))
-        if write and self.folder is not None:
+        if write and self.folder is not None and self.measured:
             try:
                 save(self.run, self.folder / "run.json")
                 self.saved = time.perf_counter()
@@ -66,6 +72,12 @@ class State:
     def put_batch(self, batch: BatchResult, write=True) -> None:
         others = [b for b in self.run.batches if b.batch_size != batch.batch_size]
         self.put(write, batches=tuple(sorted([*others, batch], key=lambda b: b.batch_size)))
+
+    def close(self) -> None:
+        """After an error: writes what was measured; if that is nothing, leaves no empty folder behind."""
+        self.put()
+        if not self.measured:
+            remove_empty(self.made)
 
     @contextlib.contextmanager
     def spending(self, name: str):
@@ -91,29 +103,31 @@ def breakdown(model: Any = "resnet9", batch_sizes=(), *, out=None, listener: Lis
     out          folder for run.json; None: nothing is written
     options      perfscope.options.Options; or its fields by name (dtype="half", budget_s=120, ...)
 
-    Interrupted by Ctrl-C it returns what was measured, with status "interrupted". Raises PerfscopeError for what the
-    user can put right. Shares: `run.parts[512]["norm"].share`.
+    Interrupted by Ctrl-C it returns what was measured, with status "interrupted"; KeyboardInterrupt if that is nothing.
+    Raises PerfscopeError for what the user can put right. Shares: `run.parts[512]["norm"].share`.
     """
     named_model = isinstance(model, str)
-    name = model if named_model else getattr(model, "name", "") or getattr(model, "__name__", type(model).__name__)
+    names = [model] if named_model else [getattr(model, "name", ""), getattr(model, "__name__", ""), type(model).__name__]
+    name = next(n for n in names if isinstance(n, str) and (n or named_model))
     options = check(replace(options or Options(), **{"model": name, **({"batch_sizes": tuple(batch_sizes)} if batch_sizes else {}), **named}))
     device = step.check_device(options.device)
     ranks = join(device.type)
     device = step.check_device(options.device)
     state = State(Run(run_id or new_id(name)), Path(out) if out is not None and ranks.first else None)
-    claim(state.folder)
-    state.put(write=False, provenance=_provenance(options, named_model), environment=machine.fingerprint(device, world_size=ranks.size),
-              method=_method(options, device))
+    state.made += claim(state.folder)
+    environment = machine.fingerprint(device, world_size=ranks.size)
+    state.put(write=False, provenance=_provenance(options, named_model), environment=environment,
+              selfcheck=last_selfcheck(environment), method=_method(options, device))
     try:
         _measure(model, named_model, options, device, ranks, state, listener)
         status = "complete"
-    except KeyboardInterrupt:
+    except BaseException as e:
+        if not isinstance(e, KeyboardInterrupt) or not state.measured:
+            state.close()
+            if ranks.size > 1 and is_lost(e):
+                raise lost(e) from None
+            raise
         status = "interrupted"
-    except BaseException:
-        if state.folder is not None and not state.saved:
-            with contextlib.suppress(OSError):
-                state.folder.rmdir()            # nothing was measured: leave no empty folder behind
-        raise
     state.put(write=False, status=status)
     run = finish(state.run, options)
     if state.folder is not None:
@@ -125,34 +139,39 @@ def breakdown(model: Any = "resnet9", batch_sizes=(), *, out=None, listener: Lis
     return run
 
 
-def claim(folder: Path | None) -> None:
-    """Makes the folder and makes sure that it can be written, before anything is measured. Raises EnvironmentError_."""
+def claim(folder: Path | None) -> list[Path]:
+    """Makes the folder and makes sure that it can be written, before anything is measured. Raises EnvironmentError_.
+
+    Gives the folders that were not there before, the innermost first.
+    """
     if folder is None:
-        return
+        return []
+    made: list[Path] = []
     try:
+        made += [f for f in (folder, *folder.parents) if not f.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / f".perfscope-{os.getpid()}"
         trial.write_text("")
         trial.unlink()
     except OSError as e:
+        remove_empty(made)
         raise EnvironmentError_(f"cannot write to {folder}: {e.strerror or e}", "Give another folder with --out.") from None
+    return made
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Removes those of the folders that are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _measure(model, named_model, options, device, ranks, state, listener) -> None:
     listener.stage(f"building {options.model}")
     workload = resolve(model, options.input_shape, options.classes)
-    prepared = step.prepare(workload, device=device, dtype=options.dtype, memory_format=options.memory_format,
-                            compile=options.compile, cuda_graph=options.cuda_graph, keep_original=not named_model,
-                            world_size=ranks.size, seed=options.seed)
+    prepared = _prepared(workload, options, device, ranks, keep_original=not named_model)
     state.put(write=False, workload=_info(prepared, options))
-    smallest = min(options.batch_sizes) if options.batch_sizes else 1 if device.type == "cpu" else min(fit.GPU_DEFAULT)
-    try:
-        present = step.present_parts(prepared, step.load_batches(prepared, max(smallest, 2)), options.parts)
-    except Exception as e:
-        if not fit.is_out_of_memory(e):
-            raise fit.own_error(e, max(smallest, 2)) from None
-        present = step.present_parts(prepared, step.load_batches(prepared, 1), options.parts)
-    order = design.ladder_order(present, options.order)
+    order = design.ladder_order(_present(prepared, options), options.order)
     with state.spending("trial_s"):
         pilots = _pilots(prepared, options, order, ranks, listener)
     state.put(largest_batch=ranks.agree(fit.largest_batch(prepared, pilots, order) if ranks.size == 1 else None))
@@ -182,6 +201,43 @@ def _measure(model, named_model, options, device, ranks, state, listener) -> Non
             _count(state, lambda: replace(census.inspect(local, batches, order, order), process="same, after timing"))
 
 
+def _prepared(workload, options: Options, device, ranks: Ranks, keep_original: bool) -> step.Prepared:
+    """`step.prepare`, with the errors of the model's and the optimizer's own code shown as theirs."""
+    try:
+        return step.prepare(workload, device=device, dtype=options.dtype, memory_format=options.memory_format,
+                            compile=options.compile, cuda_graph=options.cuda_graph, keep_original=keep_original,
+                            world_size=ranks.size, seed=options.seed)
+    except (PerfscopeError, KeyboardInterrupt):
+        raise
+    except Exception as e:
+        if fit.is_out_of_memory(e):
+            raise EnvironmentError_(f"the model does not fit: {fit.out_of_memory_text(e)}", "Take a smaller one, or --dtype bfloat16.") from None
+        if is_lost(e):
+            raise lost(e) from None
+        raise WorkloadError(f"the workload cannot be put on {device}: {type(e).__name__}: {e}", "This is the model's or the optimizer's own error.",
+                            step.traceback_text(e)) from None
+
+
+def _present(prepared, options: Options) -> tuple[str, ...]:
+    """The parts of the step, seen at batch 2, or at the size that was asked for if the model takes no other."""
+    asked, errors = min(options.batch_sizes, default=2), {}
+    for size in dict.fromkeys((2, asked, 1)):
+        try:
+            batches = step.load_batches(prepared, size)
+            present = step.present_parts(prepared, batches, options.parts)
+            missing = [p for p in options.parts if p not in present]
+            if missing:
+                raise UsageError(f"this step has no part {', '.join(missing)} (--parts)", f"It has: {', '.join(step.present_parts(prepared, batches))}")
+            return present
+        except Exception as e:
+            if isinstance(e, UsageError) and not isinstance(e, WorkloadError):
+                raise
+            errors[size] = e
+    if fit.is_out_of_memory(errors[asked]):
+        raise EnvironmentError_(f"no batch size fits: {fit.out_of_memory_text(errors[asked])}", "Take a smaller model, or --dtype bfloat16.")
+    raise fit.own_error(errors[asked], asked) from None
+
+
 def higher(a: Ceilings, b: Ceilings) -> Ceilings:
     """The greater of two measurements of each ceiling: a busy machine can only make them lower."""
     return replace(a, matmul_flops_per_s=max(a.matmul_flops_per_s, b.matmul_flops_per_s),
@@ -193,6 +249,10 @@ def _count(state: State, inspect) -> None:
         inspection = inspect()
     except PerfscopeError as e:
         state.warn(Warned("not-counted", e.message, (e.detail or e.hint)[-400:]))
+        return
+    except Exception as e:                      # times stand without it: never lose them for it
+        state.warn(Warned("not-counted", f"operations and FLOPs could not be counted: {type(e).__name__}: {e}",
+                          "Times are not affected; FLOPs, floor and census are missing."))
         return
     state.put(inspection=inspection, base_label=base_label(inspection))
 
@@ -207,9 +267,10 @@ def base_label(inspection) -> str:
 
 def _pilots(prepared, options, order, ranks, listener) -> list[fit.Pilot]:
     trying = lambda size: listener.stage(f"trying batch {size}")  # noqa: E731
-    if ranks.size > 1:
+    if ranks.size > 1:                          # each by itself, so that one that runs out of memory leaves no other waiting
         sizes = options.batch_sizes or ((4, 8) if prepared.device.type == "cpu" else fit.GPU_DEFAULT)
-        return ranks.agree([fit.pilot(prepared, s, order) for s in sorted(sizes)])
+        each = ranks.gather(fit.try_sizes(replace(prepared, distributed=None), sizes, order, on_try=trying))
+        return [max(pilots, key=lambda p: (p.status != "ok", p.step_s)) for pilots in zip(*each)]
     if options.batch_sizes:
         return fit.try_sizes(prepared, options.batch_sizes, order, on_try=trying)
     return fit.default_sizes(prepared, order, on_try=trying)
@@ -292,11 +353,13 @@ def _provenance(options: Options, named_model: bool) -> Provenance:
 def command(options: Options) -> str:
     """What to type to run it again."""
     import shlex
+    from decimal import Decimal
+    exact = lambda v, times=1: f"{(Decimal(repr(float(v))) * times).normalize():f}"  # noqa: E731: no exponent, no rounding
     default, words = Options(), ["perfscope", "breakdown", "--model", options.model]
     for flag, name, show in (("--batch", "batch_sizes", lambda v: ",".join(map(str, v))), ("--dtype", "dtype", str),
                              ("--memory-format", "memory_format", str), ("--compile", "compile", str),
-                             ("--device", "device", str), ("--precision", "precision", lambda v: f"{v * 100:g}%"),
-                             ("--budget", "budget_s", lambda v: f"{v:g}s"), ("--order", "order", ",".join),
+                             ("--device", "device", str), ("--precision", "precision", lambda v: f"{exact(v, 100)}%"),
+                             ("--budget", "budget_s", lambda v: f"{exact(v)}s"), ("--order", "order", ",".join),
                              ("--parts", "parts", ",".join), ("--attribution", "attribution", str),
                              ("--input", "input_shape", lambda v: "x".join(map(str, v))), ("--classes", "classes", str),
                              ("--seed", "seed", str)):

@@ -39,8 +39,8 @@ def results(run: Run) -> list[BatchResult]:
 
 
 def part_names(run: Run) -> list[str]:
-    """Every part that some batch size has, in ladder order, the base first."""
-    return ordered({p for b in results(run) for p in b.derived.parts})
+    """Every part that some batch size has, in the order in which this run's ladder added them, the base first."""
+    return list(dict.fromkeys(p for b in results(run) for p in b.derived.parts))
 
 
 def short(run: Run, part: str) -> str:

@@ -35,7 +35,7 @@ MODELS = {
     "rms norm, silu": (lambda: Transformer(norm=nn.RMSNorm, act=nn.SiLU), tokens,
                        {"norm": None, "activation": {"silu": 1, "silu_backward": 1}, "attention": SDPA}),
     "by hand": (lambda: Transformer(norm=small.RMSNorm, act=small.NewGELU), tokens,
-                {"norm": None, "activation": {"tanh": 1, "tanh_backward": 1, "pow": 2, "add": 3, "mul": 10}, "attention": SDPA}),
+                {"norm": None, "activation": {"tanh": 1, "tanh_backward": 1, "pow": 2, "add": 4, "mul": 11}, "attention": SDPA}),
 }
 BOOKKEEPING = {"detach", "view", "new_empty", "slice", "expand"}     # views: no work
 ARITHMETIC = {"pow", "mean", "add", "add_", "rsqrt", "mul", "expand", "div", "sum", "detach", "view", "clone", "transpose",
@@ -120,8 +120,9 @@ def test_projections_of_cross_attention_keep_their_matmuls_and_gradients():
     full = count(step.build(prepared, batches, parts, parts))
     had = step.with_gradient(prepared)
     base = step.build(prepared, batches, (), parts)
-    assert multiplications(count(base)) == multiplications(full)
-    assert step.with_gradient(prepared) == had and had <= small.gradients(prepared) | {"k.bias"}     # k.bias: 0 by theory
+    own = {"bmm"}       # with values of another width PyTorch's own attention multiplies with bmm, which goes with it
+    assert {k: n for k, n in multiplications(full).items() if k not in own} == multiplications(count(base))
+    assert step.with_gradient(prepared) == had <= small.gradients(prepared)
 
 
 def test_attention_written_with_softmax():
@@ -241,21 +242,15 @@ def dtypes(variant, prepared, batches):
     return counted.calls.get("_to_copy", 0)
 
 
-def test_a_removed_norm_leaves_no_cast_of_its_own_under_autocast():
-    """Autocast runs layer_norm in float32: a cast before it and one after it. Without norms there must be none of either."""
-    class Normed(nn.Module):
-        def __init__(self, norm):
-            super().__init__()
-            self.a, self.norm, self.b = nn.Linear(8, 8), norm, nn.Linear(8, 8)
-
-        def forward(self, x):
-            return self.b(self.norm(self.a(x)))
+@pytest.mark.parametrize("middle, removed_casts", [(nn.LayerNorm(8), False), (nn.PReLU(), True)], ids=["layer_norm", "prelu"])
+def test_what_is_removed_leaves_no_cast_of_its_own_under_autocast(middle, removed_casts):
+    """On a CPU autocast casts for prelu, not for norms; tests/gpu has layer_norm, which CUDA's casts to float32 and back."""
     casts = {}
-    for name, norm in (("norm", nn.LayerNorm(8)), ("none", nn.Identity())):
-        prepared, batches, parts = taken(Normed(norm), torch.randn(4, 8), dtype="amp-bfloat16")
-        casts[name, "full"] = dtypes(step.build(prepared, batches, parts, parts), prepared, batches)
-        casts[name, "base"] = dtypes(step.build(prepared, batches, (), parts), prepared, batches)
-    assert casts["norm", "base"] == casts["none", "full"] < casts["norm", "full"]
+    for name, layer in (("there", middle), ("not there", nn.Identity())):
+        prepared, batches, parts = taken(nn.Sequential(layer, nn.Linear(8, 8)), torch.randn(4, 8), dtype="amp-bfloat16")
+        casts[name] = [dtypes(step.build(prepared, batches, keep, parts), prepared, batches) for keep in (parts, ())]
+    assert casts["there"][1] == casts["not there"][0] == casts["not there"][1] > 0
+    assert (casts["there"][0] > casts["there"][1]) == removed_casts
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "half", "amp-bfloat16", "amp-half"])
@@ -448,20 +443,25 @@ def test_residual_additions_on_request():
 
 @pytest.mark.skipif(not hasattr(torch.library, "get_kernel"), reason="needs torch >= 2.9")
 def test_residual_additions_in_place_before_relu_in_place():
-    """As every ResNet of torchvision: `out += identity; out = relu_(out)`, with batch counters that add a number."""
+    """As every ResNet of torchvision: `out += shortcut(x); out = relu_(out)`, with batch counters that add a number."""
     class Block(ConvNet):
+        def __init__(self):
+            super().__init__(inplace=True)
+            self.shortcut = nn.Conv2d(8, 8, 1)
+
         def forward(self, x):
             x = self.conv1(x)
             y = self.norm2(self.conv2(x))
-            y += x
+            y += self.shortcut(x)
             return self.head(self.act(y).mean((2, 3)))
-    prepared, batches, parts = taken(Block(inplace=True), images(), wanted=("residual",))
+    prepared, batches, parts = taken(Block(), images(), wanted=("residual",))
     full = count(step.build(prepared, batches, parts, parts))
     base = step.build(prepared, batches, (), parts)
     calls = count(base)
-    assert full["add_"] - calls["add_"] == 1 and base.out_of_place
-    assert multiplications(full) == multiplications(calls)
-    assert calls["native_batch_norm"] == 1 and calls["add_"] == 1        # the counter still counts
+    assert full["add_"] - calls["add_"] == 1 and calls["native_batch_norm"] == calls["add_"] == 1    # the counter still counts
+    assert multiplications(full) == multiplications(calls) and "conv1.weight" in small.gradients(prepared)
+    assert full["convolution_backward"] == calls["convolution_backward"] == 3
+    assert "shortcut.weight" in small.gradients(prepared)
 
 
 def test_residual_needs_a_new_enough_torch(monkeypatch):

@@ -7,13 +7,15 @@ Exit codes: 0 done, 1 a regression was asked about and found, 2 usage, 3 environ
 70 a bug in perfscope, 130 interrupted.
 """
 
+import contextlib
 import errno
+import functools
 import os
 import sys
 import tempfile
 import traceback
 
-from perfscope.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_USAGE, PerfscopeError
+from perfscope.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, PerfscopeError
 
 COMMANDS = ("breakdown", "report", "compare", "env", "selfcheck", "list")
 EXIT_BUG = 70   # sysexits.h, EX_SOFTWARE
@@ -40,12 +42,39 @@ def app():
             raise typer.Exit()
 
     for name in COMMANDS:
-        application.command(name)(import_module(f"perfscope.cli.{name}").command)
+        application.command(name)(_stoppable(import_module(f"perfscope.cli.{name}").command))
     return application
+
+
+class _Stopped(Exception):
+    """Ctrl-C, a closed pipe or an exit in a command: typer would end the program without a word."""
+
+
+def _stoppable(command):
+    @functools.wraps(command)
+    def run(**options):
+        try:
+            return command(**options)
+        except (KeyboardInterrupt, BrokenPipeError, SystemExit) as e:
+            raise _Stopped from e
+    return run
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and gives its exit code. Every error is one message with the next step, never a stack trace."""
+    try:
+        for stream in (sys.stdout, sys.stderr):     # a name that the terminal's encoding does not have is no reason to fail
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        return _main(argv)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return _closed()
+
+
+def _main(argv: list[str] | None) -> int:
     import typer
 
     # typer stands on click, or since 0.2x on a copy of it: the base class is the same by name
@@ -61,16 +90,17 @@ def main(argv: list[str] | None = None) -> int:
         return e.exit_code
     except typer.Abort:
         return EXIT_INTERRUPTED
+    except _Stopped as e:
+        if isinstance(e.__cause__, SystemExit):
+            complain(f"the model's code ended the program: sys.exit({e.__cause__.code!r})", "Take that call out of it.")
+            return EXIT_USAGE
+        raise e.__cause__
     except wrong_usage as e:
         context = getattr(e, "ctx", None)
         complain(e.format_message(), f"See {context.command_path if context else 'perfscope'} --help")
         return EXIT_USAGE
-    except KeyboardInterrupt:
-        complain("interrupted before anything was measured")
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             complain(f"cannot write{f' {e.filename}' if e.filename else ''}: {e.strerror}", "Give another folder with --out, or make room on the disk.")
@@ -78,6 +108,13 @@ def main(argv: list[str] | None = None) -> int:
         return _bug(e)
     except Exception as e:
         return _bug(e)
+
+
+def _closed() -> int:
+    """Whoever read the output has enough: what is left goes nowhere, and that is no error."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_OK
 
 
 def complain(message: str, hint: str = "", detail: str = "") -> None:

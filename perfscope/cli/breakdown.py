@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from itertools import count
 from pathlib import Path
 
+from perfscope.cli import complain
 from perfscope.cli import options as o
-from perfscope.errors import EXIT_INTERRUPTED, EXIT_UNSURE, PerfscopeError, UsageError
+from perfscope.errors import (EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSURE, EnvironmentError_, PerfscopeError,
+                              UsageError, WorkloadError)
 
 
 def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "float32", memory_format: o.MemoryFormat = "contiguous",
@@ -28,48 +32,76 @@ def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "f
         input_shape=options.shape(input) if input else (), classes=classes, seed=seed))
     from perfscope.breakdown import Listener, breakdown, new_id
     from perfscope.cli.progress import progress
-    from perfscope.measure.ranks import leave, world
+    from perfscope.measure.ranks import LOST, leave, world
 
     rank, size = world()
-    run_id = new_id(model)
-    folder = Path(out) if out else Path("runs") / run_id
+    folder = Path(out) if out else unused(Path("runs") / new_id(model))
+    run_id = new_id(model) if out else folder.name
     try:
-        with progress(quiet or rank > 0) as (stage, rounds):
+        with progress(quiet or rank > 0) as (stage, rounds), contextlib.redirect_stdout(sys.stderr):    # the model's own prints
             run = breakdown(model, out=folder, run_id=run_id, options=wanted, listener=Listener(stage, rounds))
+        if rank > 0:
+            leave()
+            return EXIT_OK
+        code = show(run, folder, as_json)
+        leave()
+    except KeyboardInterrupt:
+        if rank == 0:
+            complain("interrupted", kept(folder, run_id) or "Nothing had been measured yet.")
+        return EXIT_INTERRUPTED
     except PerfscopeError as e:
         if rank > 0:
+            if e.message == LOST or isinstance(e, UsageError) and not isinstance(e, WorkloadError):
+                return e.exit_code              # rank 0 says the same, or the rank that failed does
             e.message = f"rank {rank} of {size}: {e.message}"
-        if getattr(e, "run", None) is not None:     # measured, but it could not be saved
+        elif getattr(e, "run", None) is not None:   # measured, but it could not be saved
             show(e.run, None, as_json)
+        else:
+            e.hint = " ".join(filter(None, [e.hint, kept(folder, run_id)]))
         raise
-    if rank > 0:
-        leave()
-        return 0
-    show(run, folder, as_json)
-    leave()
     if run.status == "interrupted":
-        print(f"perfscope: interrupted; what was measured is in {folder / 'run.json'}", file=sys.stderr)
+        complain("interrupted", kept(folder, run_id))
         return EXIT_INTERRUPTED
-    if any(w.code == "precision-missed" for w in run.warnings):
+    if code == EXIT_OK and any(w.code == "precision-missed" for w in run.warnings):
         return EXIT_UNSURE
-    return 0
+    return code
 
 
-def show(run, folder: Path | None, as_json: bool) -> None:
-    """The record as a table or JSON on stdout, and the HTML report beside run.json if there is a folder."""
-    from perfscope.errors import EnvironmentError_
+def unused(folder: Path) -> Path:
+    """The folder, or the same with a number if there is one already: two runs in one second are two runs."""
+    names = (folder.with_name(f"{folder.name}-{n}") if n > 1 else folder for n in count(1))
+    return next(f for f in names if not f.exists())
+
+
+def kept(folder: Path, run_id: str) -> str:
+    """Where this run's record is, in words; "" if none was written."""
+    from perfscope.record import load
+
+    try:
+        return f"What was measured is in {folder / 'run.json'}" if load(folder).id == run_id else ""
+    except PerfscopeError:
+        return ""
+
+
+def show(run, folder: Path | None, as_json: bool) -> int:
+    """The record as a table or JSON on stdout, and the HTML report beside run.json if there is a folder. Gives the exit code."""
     from perfscope.record import to_dict
     from perfscope.report import render, report
 
-    try:
-        following = f"open {report(run, folder / 'report.html')}" if folder else "make room, and run it again"
-    except EnvironmentError_ as e:              # plotly is not on every machine that measures
-        following = f"perfscope report {folder}   (on a machine with plotly: {e.message})"
+    code, following = EXIT_OK, "make room, and run it again"
+    if not any(b.derived for b in run.batches):
+        raise EnvironmentError_("nothing was measured: " + "; ".join(f"batch {b.batch_size}: {b.status} {b.error}" for b in run.batches),
+                                "Try smaller batches: --batch 1,2,4")
+    if folder:
+        try:
+            following = f"open {report(run, folder / 'report.html')}"
+        except EnvironmentError_ as e:          # plotly is not on every machine that measures, and the disk may be full
+            following = f"perfscope report {folder}"
+            complain(f"no report was made: {e.message}", e.hint)
+            code = EXIT_ENVIRONMENT if isinstance(e.__cause__, OSError) else EXIT_OK
     if as_json:
         json.dump(to_dict(run), sys.stdout, indent=1, allow_nan=False)
         print()
-    elif any(b.derived for b in run.batches):
-        print(render(run, "terminal", color=sys.stdout.isatty(), next_command=following))
     else:
-        raise UsageError("nothing was measured: " + "; ".join(f"batch {b.batch_size}: {b.status} {b.error}" for b in run.batches)
-                         if run.batches else "nothing was measured")
+        print(render(run, "terminal", color=sys.stdout.isatty(), next_command=following))
+    return code

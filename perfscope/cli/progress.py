@@ -11,13 +11,16 @@ def progress(quiet: bool):
     """Gives (stage, rounds): what a Listener of perfscope.breakdown wants."""
     if quiet:
         yield (lambda text: None), (lambda batch_size, p: None)
-    elif not sys.stderr.isatty():
-        yield (lambda text: print(f"  {text}", file=sys.stderr, flush=True)), (lambda batch_size, p: None)
-    else:
+        return
+    try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        with Progress(TextColumn("{task.description}"), BarColumn(bar_width=18), TextColumn("{task.fields[width]}"),
+    except ImportError:
+        Progress = None
+    if Progress is None or not sys.stderr.isatty():
+        yield (lambda text: print(f"  {text}", file=sys.stderr, flush=True)), (lambda batch_size, p: None)
+    else:                                       # markup=False: a model's name may hold brackets
+        with Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=18), TextColumn("{task.fields[width]}"),
                       TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("starting", total=None, width="")
 

@@ -10,6 +10,7 @@ from typing import Any
 from perfscope.errors import EnvironmentError_
 
 PATIENCE = datetime.timedelta(minutes=3)    # a collective that takes longer means that a rank is gone
+LOST = "another rank stopped answering: it died, or lost its connection"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def _collective(call) -> None:
 
 def lost(error: Exception) -> EnvironmentError_:
     """What to say when a collective failed because another rank is gone."""
-    return EnvironmentError_("another rank stopped answering: it died, or lost its connection",
-                             "Its own message is above; what was measured before is saved by rank 0.", str(error)[:500])
+    return EnvironmentError_(LOST, "What was measured before is kept. If that rank said nothing itself, it was killed: look at its memory.",
+                             (str(error).splitlines() or [""])[0][:300])
 
 
 def is_lost(error: BaseException) -> bool:
@@ -66,25 +67,29 @@ def is_lost(error: BaseException) -> bool:
 
 def join(device_type: str) -> Ranks:
     """The ranks that torchrun started, joined over NCCL (GPUs) or gloo (CPUs); a world of one without torchrun."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = world()[1]
     if size == 1:
         return Ranks()
     import torch
     import torch.distributed as dist
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = _number("LOCAL_RANK", 0)
     if device_type == "cuda":
         if local >= torch.cuda.device_count():
             raise EnvironmentError_(f"rank {local} has no GPU: this machine has {torch.cuda.device_count()}",
                                     "Start no more ranks per machine than it has GPUs (--nproc-per-node).")
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
+        try:
+            dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
+        except (RuntimeError, ValueError) as e:
+            raise EnvironmentError_(f"the {size} ranks could not be joined: {(str(e).splitlines() or [''])[0][:300]}",
+                                    "Start them with torchrun, which sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.") from None
     return Ranks(dist.get_rank(), dist.get_world_size(), local)
 
 
 def leave() -> None:
     """Leaves the group, if there is one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world()[1] > 1:
         import torch.distributed as dist
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -92,4 +97,13 @@ def leave() -> None:
 
 def world() -> tuple[int, int]:
     """(rank, size) as torchrun says, without joining; (0, 1) without torchrun."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("RANK", 0), _number("WORLD_SIZE", 1)
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise EnvironmentError_(f"the environment variable {variable} is {text!r}, not a number",
+                                f"torchrun sets it; without torchrun: unset {variable}") from None

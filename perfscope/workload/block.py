@@ -126,6 +126,9 @@ def _timed(prepared, batches, block, steps, batch, clock, lead_in, seed, target,
     canary = {n: [r.canary_s[n] for r in measured.rounds] for n in ("matmul", "copy")} if measured.rounds else {}
     if prepared.device.type == "cuda":
         warnings.append(machine.throttled(watch.columns, canary, watch.max_sm_mhz, block.batch_size))
+        if watch.note:
+            warnings.append(Warned("no-telemetry", f"no clocks, power or temperature: {watch.note}",
+                                   "Only the canary watches for throttling. Try: pip install nvidia-ml-py"))
     elif ranks.size == 1:
         warnings.append(machine.contended(watch.columns, block.batch_size))
     if ranks.size > 1 and measured.stop != "interrupted":

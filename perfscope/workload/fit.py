@@ -19,8 +19,9 @@ CPU_STEP_S = 0.15               # on a CPU, the default's largest step takes abo
 CPU_LARGEST = 256
 GPU_DEFAULT = (128, 256, 512, 1024)
 SAFE = 0.9                      # of the memory that is free: what a CPU run may use before it counts as out of memory
-TRIES = 6                       # steps of the search for the largest batch
-STRIDE = 8                      # memory is extrapolated by at most this factor: what a step takes whatever its size counts for little then
+SEARCH_S = 20.0                 # of steps in the search for the largest batch
+STRIDE = 8                      # memory is extrapolated by at most this factor,
+KNOWN_BYTES = 256 << 20         # unless a step took this much: what it takes whatever its size (some 20 MiB) counts for little then
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,12 @@ def try_sizes(prepared: Prepared, sizes: Iterable[int], parts, free: Callable[[]
 
 def _too_large(prepared, size, last, parts, free) -> str:
     """Why a size cannot fit, "" if it can: its memory extrapolated in strides, each tried before the next."""
+    if last is None and size <= 2 * STRIDE:
+        return ""
     try:
-        last = last or pilot(prepared, min(size, 2), parts)
+        last = last or pilot(prepared, 2, parts)
         while last.status == "ok":
-            following = min(size, last.batch_size * STRIDE)
+            following = size if last.bytes >= KNOWN_BYTES else min(size, last.batch_size * STRIDE)
             needed, available = last.bytes * following / last.batch_size, free()
             if needed > SAFE * available:
                 return f"batch {following} needs about {needed / 2**30:.1f} GiB, extrapolated from batch {last.batch_size}; " \
@@ -166,21 +169,25 @@ def default_sizes(prepared: Prepared, parts, on_try=lambda size: None) -> list[P
 
 
 def largest_batch(prepared: Prepared, pilots: list[Pilot], parts) -> int | None:
-    """The largest batch that fits, to about 6 %, where some size did not; None if all did, or none."""
-    fits = [p.batch_size for p in pilots if p.status == "ok"]
+    """The largest batch that fits, to about 6 %, where some size did not; None if all did, or none, or it would take too long.
+
+    On a CPU, where the largest batch may take minutes, the rest of the way is extrapolated from the memory of what ran.
+    """
+    fits = [p for p in pilots if p.status == "ok"]
     fails = [p.batch_size for p in pilots if p.status != "ok"]
     if not fits or not fails:
         return None
-    low, high = max(fits), min(fails)
-    per_sample = next((p.bytes / p.batch_size for p in pilots if p.batch_size == low), 0)
-    for _ in range(TRIES):
-        if high - low <= max(1, low // 16):
-            break
-        middle = (low + high) // 2
-        if prepared.device.type == "cpu":
-            fitted = not per_sample or middle * per_sample <= SAFE * memory_now(prepared.device)
-            fitted = fitted and pilot(prepared, middle, parts).status == "ok"
-        else:
-            fitted = pilot(prepared, middle, parts).status == "ok"
-        low, high = (middle, high) if fitted else (low, middle)
-    return low
+    low, high, spent_s = max(fits, key=lambda p: p.batch_size), min(fails), 0.0
+    on_cpu = prepared.device.type == "cpu"
+    while high - low.batch_size > max(1, low.batch_size // 16):
+        middle = min((low.batch_size + high) // 2, low.batch_size * STRIDE)
+        if spent_s + 2 * low.step_s * middle / low.batch_size > SEARCH_S:
+            fitting = int(SAFE * memory_now(prepared.device) * low.batch_size / low.bytes) if on_cpu and low.bytes else 0
+            return min(max(fitting, low.batch_size), high - 1) if fitting else None
+        if on_cpu and low.bytes * middle / low.batch_size > SAFE * memory_now(prepared.device):
+            high = middle
+            continue
+        tried = pilot(prepared, middle, parts)
+        spent_s += 2 * tried.step_s
+        low, high = (tried, high) if tried.status == "ok" else (low, middle)
+    return low.batch_size

@@ -112,6 +112,19 @@ class _Residual(torch.autograd.Function):
         return grad, grad
 
 
+class _ResidualInPlace(torch.autograd.Function):
+    """For `a += b`: the dispatcher gives `a` back whatever an in-place kernel returns, so `a` itself has to get the history."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.mark_dirty(a)
+        return a
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad
+
+
 class _Constant(torch.autograd.Function):
     """An operator that costs nothing: a stored output, and a stored gradient for its input."""
 
@@ -134,11 +147,10 @@ class Overrides:
     """The operators of some parts, overridden while entered. Never nested; entering takes about 0.2 ms.
 
     `keep` holds the parts that stay. `copy` makes handed-through tensors copies (for models that then write to them in
-    place), `out_of_place` makes the activations that stay write to new tensors, for the same reason. `counts`, if
-    given, counts calls per part: for preparation, never while timing.
+    place). `counts`, if given, counts calls per part: for preparation, never while timing.
     """
 
-    def __init__(self, keep, device_type="cpu", *, parts=OPERATOR_PARTS, copy=False, out_of_place=False, counts=None):
+    def __init__(self, keep, device_type="cpu", *, parts=OPERATOR_PARTS, copy=False, counts=None):
         self.table = {}
         self.counts = counts
         self.device_type, self.copy = device_type, copy
@@ -154,10 +166,6 @@ class Overrides:
         if "activation" in removed:
             self._put("activation", ACTIVATION + IN_PLACE_ACTIVATION, through)
             self._put("activation", ("glu",), hand_through_half)
-        elif out_of_place:
-            for name in IN_PLACE_ACTIVATION:
-                if hasattr(torch.ops.aten, name[:-1]):
-                    self._put("in place", (name,), getattr(torch.ops.aten, name[:-1]))
         if "attention" in removed:
             self._put("attention", ("scaled_dot_product_attention",), attention_copy if copy else attention)
             self._put("attention", SOFTMAX, through)
@@ -176,7 +184,9 @@ class Overrides:
         for name in names:
             packet, _, overload = name.partition(".")
             if hasattr(getattr(torch.ops.aten, packet, None), overload or "default"):
-                self.table[name] = self._counted(part, function, when) if self.counts is not None else function
+                # whatever an in-place kernel returns, the dispatcher gives the first argument back: nothing to copy
+                own = hand_through if packet.endswith("_") else function
+                self.table[name] = self._counted(part, own, when) if self.counts is not None else own
 
     def _counted(self, part, function, when=None):
         def counted(*args, **kwargs):
@@ -196,6 +206,8 @@ class Overrides:
                     return packet.Scalar(a, b, alpha)
                 if a.shape == b.shape and a.requires_grad and b.requires_grad \
                         and not (a.is_leaf or b.is_leaf):
+                    if packet is torch.ops.aten.add_:
+                        return _ResidualInPlace.apply(a, b)
                     out = _Residual.apply(a, b)
                     return out.clone() if self.copy else out
                 return kernel.call_boxed(keyset, a, b, alpha=alpha)
@@ -317,19 +329,27 @@ def _is_torch(module) -> bool:
 
 
 @contextmanager
-def without_modules(model: torch.nn.Module, handwritten: list[Handwritten], removed):
-    """While entered: hand-written modules of the removed parts hand their input through, batch counters stand still."""
+def without_modules(model: torch.nn.Module, handwritten: list[Handwritten], removed, out_of_place=False):
+    """While entered: hand-written modules of the removed parts hand their input through, batch counters stand still.
+
+    `out_of_place` makes the activations and dropouts that stay write to new tensors.
+    """
     patched = [h.module for h in handwritten if h.part in removed]
     counters = [m for m in model.modules() if m._buffers.get("num_batches_tracked") is not None] if "norm" in removed else []
     buffers = [m._buffers["num_batches_tracked"] for m in counters]
     own = [m.__dict__.get("forward") for m in patched]
+    writing = [m for m in model.modules() if out_of_place and getattr(m, "inplace", False) is True]
     try:
+        for module in writing:
+            module.inplace = False
         for module in patched:
             module.forward = hand_through
         for module in counters:
             module._buffers["num_batches_tracked"] = None
         yield
     finally:
+        for module in writing:
+            module.inplace = True
         for module, forward in zip(patched, own):
             module.__dict__.pop("forward", None)
             if forward is not None:

@@ -307,12 +307,12 @@ def make_variant(prepared: Prepared, batches: Batches, keep, all_parts, *, copie
     @contextlib.contextmanager
     def context():
         if operator_parts or out_of_place:
-            with overrides, taking.without_modules(p.model, p.handwritten, operator_parts):
+            with overrides, taking.without_modules(p.model, p.handwritten, operator_parts, out_of_place):
                 yield
         else:
             yield
     overrides = taking.Overrides([x for x in taking.OPERATOR_PARTS if x not in operator_parts], p.device.type,
-                                 copy=copied, out_of_place=out_of_place)
+                                 copy=copied)
     fill: list = []
     model = p.distributed or p.model
     forward = compiled(model, p.compile) if p.compile != "off" else model
