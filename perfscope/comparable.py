@@ -1,15 +1,20 @@
-"""Whether two records may be compared, and what differs between them. DESIGN section 4. No torch."""
+"""Whether two records may be compared, what differs between them, and what to say with it. DESIGN section 4. No torch."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from perfscope import facts
 from perfscope.errors import RecordError
-from perfscope.record import Run
+from perfscope.measure import stats
+from perfscope.measure.attribution import part_order
+from perfscope.record import Run, Warned
 from perfscope.sections import plain
 
+UNTRUSTED = ("throttled", "busy-machine", "still-drifting", "few-clean-rounds", "different-kernels", "diverged",
+             "loss-not-finite", "own-overhead", "clocks-disagree")      # warnings of a run that its reader must know
 SOFTWARE = ("python", "torch", "cuda", "cudnn", "triton", "torchvision", "timm", "transformers", "perfscope", "platform")
 HARDWARE = ("driver", "threads", "cores_usable", "cpu_capability", "power_limit_w", "sm_max_mhz")
 
@@ -96,3 +101,48 @@ def changes(a: Run, b: Run) -> tuple[Changed, ...]:
             "git commit": str(g["commit"])[:10] if g.get("commit") else None, "uncommitted changes": g.get("dirty")})
     return tuple(Changed(k, rows[0].get(k), rows[1].get(k)) for k in dict.fromkeys([*rows[0], *rows[1]])
                  if rows[0].get(k) != rows[1].get(k))
+
+
+def notes(a: Run, b: Run, common: list[int], felt: list[str], ratios: bool) -> list[Warned]:
+    """What has to be said with a comparison: what the runs' own warnings are, and what its intervals do not hold.
+
+    felt    settings that differ and that a canary feels; ratios: whether times are compared at all
+    """
+    out = []
+    if a == b:
+        out.append(Warned("same-record", "A and B are the same record."))
+    partial, wide = [], []
+    for side, run in (("A", a), ("B", b)):
+        seen: dict[str, list] = {}
+        for w in run.warnings:
+            if w.code in UNTRUSTED and w.batch_size in (None, *common):
+                seen.setdefault(w.code, []).extend([w.batch_size] if w.batch_size else [])
+        if seen:
+            told = [code + (f" (batch {', '.join(map(str, dict.fromkeys(at)))})" if at else "") for code, at in seen.items()]
+            out.append(Warned("warned", f"{side} carries warnings: {', '.join(told)}.", f"Read them: perfscope report {side}"))
+        rows = [r for r in facts.results(run) if r.batch_size in common]
+        if run.status != "complete" or any(r.status == "partial" for r in rows):
+            partial.append(f"{side} ({run.status})")
+        target = run.method.get("target_half_width")
+        target = target if isinstance(target, (int, float)) else stats.TARGET
+        sizes = [f"{r.batch_size} ({'±' + stats.format_change(half) if math.isfinite(half) else 'unknown'})"
+                 for r in rows if not (half := r.derived.half_width) <= target]
+        wide += [f"{side} at batch {', '.join(sizes)}"] if sizes else []
+    if partial:
+        out.append(Warned("partial", f"{' and '.join(partial)} did not come to {'its' if len(partial) == 1 else 'their'} end: what is "
+                          "there was measured, with fewer rounds."))
+    if wide:
+        out.append(Warned("wide", f"wider than the target for a part's share: {'; '.join(wide)}.", "Give it more time with --budget."))
+    ladders = {tuple(part_order(r)) for run in (a, b) for r in facts.results(run) if r.batch_size in common}
+    if len(ladders) > 1:
+        out.append(Warned("other-ladder", "The ladders differ (" + " against ".join(" ".join(x) or "none" for x in sorted(ladders)) +
+                          "): a part's change may come from its place in the order.", "Measure both with the same --order and --parts."))
+    if ratios:
+        if felt:
+            out.append(Warned("drift-unknown", f"The canary feels what changed ({', '.join(felt)}): it says nothing about drift between the two runs, "
+                              "and the intervals hold none.", "Measure A and B again, in turns."))
+        processes = [r.method.get("processes", 1) for r in (a, b)]
+        if all(n == 1 for n in processes):
+            out.append(Warned("one-process", "A and B are one process each: what differs from process to process (choices of algorithm, layout of "
+                              "memory) is not in these intervals.", "Before you rely on a small change, measure A and B again, in turns."))
+    return out

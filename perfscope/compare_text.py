@@ -60,6 +60,7 @@ def difference(interval: Interval | None, scale: float) -> str:
 
 
 def title(c: Comparison) -> str:
+    """The workload, and the device if it is the same one."""
     return f"{plain(c.workload)} on {plain(c.a.device_name or c.a.device)}" if not c.shares_only else plain(c.workload)
 
 
@@ -71,6 +72,7 @@ def legend(c: Comparison) -> list[str]:
 
 
 def setting(x: Changed) -> str:
+    """One setting that differs: "dtype: float32 → half"."""
     show = lambda v: DASH if v is None else ("yes" if v else "no") if isinstance(v, bool) else plain(v)  # noqa: E731
     return f"{plain(x.what)}: {show(x.a)} → {show(x.b)}"
 
@@ -130,6 +132,7 @@ def canary_words(c: Comparison) -> list[str]:
 
 
 def missing(c: Comparison) -> list[str]:
+    """The batch sizes that only one of the runs has."""
     return [f"only in {name}: batch {', '.join(map(str, sizes))}" for name, sizes in (("A", c.only_a), ("B", c.only_b)) if sizes]
 
 
@@ -151,7 +154,8 @@ def to_terminal(c: Comparison, color: bool = False, next_command: str = "") -> s
         table = grid(t, ["batch", "A ms", "B ms", "change", "95 % interval", "verdict"], rows)
         lines += [table[0], *(paint(COLOURS.get(b.verdict.word, "0"), line) for b, line in zip(c.batches, table[1:]))]
     b = focus(c)
-    lines += ["", f"parts at batch {b.batch_size}, in % of the step" + ("" if c.shares_only else "; the change also in ms")]
+    more = "" if c.shares_only else "; the change also in ms (± from round to round)"
+    lines += ["", *t.wrap(f"parts at batch {b.batch_size}, in % of the step{more}")]
     rows = part_rows(c, b) if not c.shares_only else [row[:4] for row in part_rows(c, b)]
     lines += grid(t, ["part", "A %", "B %", "points", "ms"][:len(rows[0])], rows)
     lines += ["", *(paint("1", x) for x in t.wrap(sentence(c)))]
@@ -192,8 +196,9 @@ def to_markdown(c: Comparison) -> str:
         head = ["batch", "efficiency A", "efficiency B", "step in matmuls A", "B", "step in copies A", "B"]
         blocks.append(m.table(head, unit_rows(c)))
     else:
+        span = lambda b: ratio(b.change)[1].replace(DASH, "")  # noqa: E731
         rows = [[str(b.batch_size), words(scaled(b.step_a)), words(scaled(b.step_b)), ratio(b.change)[0],
-                 f"{ratio(b.change)[1]} %" if ratio(b.change)[1] not in ("", DASH) else DASH, f"{MARKS[b.verdict.word]} **{b.verdict.word}**"] for b in c.batches]
+                 f"{span(b)} %" if span(b) else DASH, f"{MARKS[b.verdict.word]} **{b.verdict.word}**"] for b in c.batches]
         blocks.append(m.table(["batch", "A, ms", "B, ms", "change", "95 % interval", "verdict"], rows))
         blocks.append("\n".join(f"- {m.escape(x)}" for x in unclear(c)))
     settings = "\n".join(f"- {m.escape(setting(x))}" for x in c.changed) or "- nothing that the records know of"
@@ -204,6 +209,7 @@ def to_markdown(c: Comparison) -> str:
         blocks.append(f"<details><summary>Parts at batch {b.batch_size}</summary>\n\n{m.table(head, rows)}\n\n</details>")
     blocks.append("\n".join(f"- {m.escape(x)}" for x in [*canary_words(c), *missing(c)]))
     blocks.append("\n".join(f"- **{m.escape(w.code)}**: {m.escape(w.text)}" for w in c.notes))
-    span = "" if c.shares_only else f" Changes below {figures(100 * c.smallest, 2)} % do not matter; verdicts are corrected for the number of batch sizes (Holm)."
-    blocks.append(f"<sub>± and intervals are 95 %.{span}</sub>")
+    how = "" if c.shares_only else (f" Changes below {figures(100 * c.smallest, 2)} % do not matter; verdicts are corrected for the number of "
+                                    "batch sizes (Holm); the ± of milliseconds holds no drift, the interval of the change does.")
+    blocks.append(f"<sub>± and intervals are 95 %.{how}</sub>")
     return "\n\n".join(x for x in blocks if x) + "\n"

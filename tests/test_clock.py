@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fakes import FakeClock
+from tests.fakes import FakeClock
 from perfscope.errors import EnvironmentError_
 from perfscope.measure.clock import (clock_for, cpu_clock, cuda_clock, process_clock, step_seconds, steps_per_sample,
                                      timed_steps)

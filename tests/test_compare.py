@@ -25,8 +25,20 @@ def build(noise=0.003, seed=1, costs=COSTS, rounds=40, **changes) -> Run:
     run = Run(f"run-{seed}", status="complete", environment=Environment("cpu", "CPU X", "host1", hardware={"threads": 2}, software={"torch": "2.13.0"}),
               method={"version": "2", "processes": 1, "target_half_width": 0.005}, workload=WorkloadInfo("resnet9", "built-in", input_shape=(3, 32, 32), classes=10),
               provenance=make.provenance("perfscope breakdown --model resnet9"),
-              batches=tuple(make.batch(n, c, rounds, rng, noise=noise) for n, c in costs.items()))
+              batches=tuple(steady(make.batch(n, c, rounds, rng, noise=noise)) for n, c in costs.items()))
     return derive(replace(run, **changes))
+
+
+def steady(batch: BatchResult) -> BatchResult:
+    """The scripted batch without its drift, which its canary shows, and with a canary that stands still."""
+    return replace(batch, rounds=tuple(replace(r, step_s={v: t * 0.0107 / r.canary_s["matmul"] for v, t in r.step_s.items()},
+                                               canary_s={"matmul": 0.0107, "copy": 0.0031}) for r in batch.rounds))
+
+
+def drifting(run: Run, level) -> Run:
+    """The run with all times of round r times level(r), the canary left as it was."""
+    return derive(replace(run, batches=tuple(replace(b, rounds=tuple(replace(r, step_s={v: t * level(i) for v, t in r.step_s.items()})
+                                                                     for i, r in enumerate(b.rounds))) for b in run.batches)))
 
 
 def scaled(run: Run, factor: float, sizes=(4, 8), canary=1.0) -> Run:
@@ -210,7 +222,28 @@ def test_a_slower_machine_is_not_a_slower_step(run):
     assert compare(run, scaled(run, 1.0, canary=1.06)).word == "UNCLEAR"              # a gain may be hidden
     other = scaled(run, 1.06, canary=1.06)
     other = replace(other, environment=replace(other.environment, software={"torch": "2.14"}))
-    assert compare(run, other).word == "SLOWER"                                       # the setting explains the canary
+    c = compare(run, other)                                                           # the setting may explain the canary
+    assert c.word == "SLOWER" and "drift-unknown" in {w.code for w in c.notes}
+
+
+def test_drift_within_a_run_is_in_the_interval(run):
+    calm = compare(run, scaled(run, 1.02))
+    drifted = compare(run, drifting(scaled(run, 1.02), lambda r: 1 + 0.12 * (r / 39 - 0.5)))
+    assert calm.word == "SLOWER" and drifted.word == "UNCLEAR"
+    assert "drifted" in drifted.batches[0].verdict.reason
+    assert drifted.batches[0].change.half_width > 2 * drifted.batches[0].rounds_only.half_width
+
+
+def test_runs_on_a_machine_that_wanders_are_rarely_called_different():
+    """Each run at its own level, 2 % apart in the standard deviation, the canary with it: METHOD 4's A n times, then B n times."""
+    rng, called, naive, pairs = random.Random(5), 0, 0, 40
+    base = build(rounds=24)
+    for _ in range(pairs):
+        a, b = (scaled(base, level, canary=level * math.exp(rng.gauss(0, 0.005))) for level in (math.exp(rng.gauss(0, 0.02)) for _ in "ab"))
+        for x in compare(a, b).batches:
+            called += x.verdict.word in ("FASTER", "SLOWER")
+            naive += not x.rounds_only.low <= 0 <= x.rounds_only.high
+    assert naive >= 40 and called <= 8, (naive, called)
 
 
 def test_throttled_milliseconds_are_not_judged(run):

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from fakes import FakeNVML
+from tests.fakes import FakeNVML
 from perfscope.measure import machine
 from perfscope.measure.machine import (Nvml, canaries, contended, cpu, cpu_quota, cpu_reader, fingerprint, git_state,
                                        memory_limit, memory_now, peak_memory, reset_peak, throttled, variables, watch)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fakes import FakeClock
+from tests.fakes import FakeClock
 from perfscope.measure import rounds as module
 from perfscope.measure.attribution import derive_batch, headline_half_width
 from perfscope.measure.rounds import Timed, measure_rounds, no_collection, orders, sample

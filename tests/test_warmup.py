@@ -2,7 +2,7 @@
 
 import pytest
 
-from fakes import FakeClock
+from tests.fakes import FakeClock
 from perfscope.measure.stats import mann_kendall
 from perfscope.measure.warmup import BUILD_STEPS_DDP, CAP_S, cap, drifting, warm_up
 

@@ -55,8 +55,9 @@ def lines(check) -> list[str]:
     t = registry.load("reports", "terminal")
     out = t.wrap(f"{check.device_name or check.device} · {check.workload}, batch {check.batch_size}, {words(scaled(check.step), 'ms')} per step · "
                  f"{check.rounds} rounds ({check.stop})")
+    plant = ("found" if check.agrees else "found, of another size") if check.found else "not found"
     out += ["", f"  the same step twice   {words(share(check.same), '%'):>14}   {check.same_verdict}",
-            f"  a delay of {100 * check.planted:5.2f} %      {words(share(check.recovered), '%'):>14}   {('found' if check.agrees else 'found, of another size') if check.found else 'not found'}", ""]
+            f"  a delay of {100 * check.planted:5.2f} %      {words(share(check.recovered), '%'):>14}   {plant}", ""]
     if math.isfinite(check.resolution):
         out += t.wrap(f"This machine sees changes of {format_change(check.resolution)} and more (80 % power, {check.rounds} rounds).")
     else:

@@ -185,20 +185,36 @@ CPU_COPY_BYTES = 128 << 20  # and at least four times the last-level cache, up t
 
 
 def ceilings(device: str | torch.device, dtype: str | torch.dtype) -> Ceilings:
-    """What this machine reaches: FLOP/s of a large square matmul in the step's dtype, bytes/s of a large copy.
+    """What this machine reaches: FLOP/s of a large matmul or convolution in the step's dtype, bytes/s of a large copy.
 
-    Best of several repeats, on random data (zeros would cost less power), under the current TF32 setting. `dtype` is
-    a torch dtype or a name of `WorkloadInfo.dtype`. Copied bytes count twice, read and written. About 1 s on a CPU.
+    The greater of matmul and convolution counts: where the BLAS is not the processor's own, convolutions (oneDNN) ran
+    twice as fast as matmuls (MKL), and a ceiling that a plain layer exceeds is none. Best of several repeats, on random
+    data (zeros would cost less power), under the current TF32 setting. `dtype` is a torch dtype or a name of
+    `WorkloadInfo.dtype`. Copied bytes count twice, read and written. About 1 s on a CPU.
     """
     device = torch.device(device)
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
     with torch.no_grad():
-        side, matmul_s = _matmul(device, DTYPES[dtype] if isinstance(dtype, str) else dtype)
+        kind = DTYPES[dtype] if isinstance(dtype, str) else dtype
+        side, matmul_s = _matmul(device, kind)
+        matmul = 2 * side ** 3 / matmul_s
+        convolution = _convolution(device, kind, matmul)
         moved, copy_s = _copy(device)
     tf32 = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     extra = {"matmul_side": side, "matmul_s": matmul_s, "copy_bytes": moved, "copy_s": copy_s, "tf32": tf32,
-             "threads": torch.get_num_threads()}
-    return Ceilings(2 * side ** 3 / matmul_s, moved / copy_s, name, extra)
+             "threads": torch.get_num_threads(), "matmul": matmul, "convolution": convolution}
+    return Ceilings(max(matmul, convolution), moved / copy_s, name, extra)
+
+
+def _convolution(device: torch.device, dtype: torch.dtype, expected: float) -> float:
+    """FLOP/s of a large 3x3 convolution in channels_last; of a small one where `expected` FLOP/s are few."""
+    channels, side, batch = 256, 16, 256 if device.type == "cuda" else 16
+    flops = 2 * 9 * channels ** 2 * side ** 2               # per sample
+    if device.type != "cuda" and batch * flops > expected * CPU_CALL_S:
+        batch = 1
+    x = torch.randn(batch, channels, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
+    return batch * flops / best_s(lambda: torch.conv2d(x, weight, padding=1), device)
 
 
 def _matmul(device: torch.device, dtype: torch.dtype) -> tuple[int, float]:

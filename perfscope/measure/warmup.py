@@ -15,12 +15,13 @@ WINDOW = 10             # METHOD 3.3: samples of each of the two neighbouring wi
 TOLERANCE = 0.005       # METHOD 3.3: they agree in median to 0.5 %
 CAP_S = 30.0            # METHOD 3.3
 CAP_SHARE = 0.25        # of the budget, for all variants together: a quarter of it may go into getting warm
+CAP_SHARE_CPU = 0.10    # a CPU has little to warm up, and its steps are too slow to fill windows of samples
 DRIFT_SIGMA = 3.0       # METHOD 3.4
 
 
-def cap(budget_s: float, variants: int) -> float:
+def cap(budget_s: float, variants: int, share: float = CAP_SHARE) -> float:
     """Seconds that one variant's warm-up may take out of the budget of its batch size (the build steps come on top)."""
-    return min(CAP_S, CAP_SHARE * budget_s / max(1, variants))
+    return min(CAP_S, share * budget_s / max(1, variants))
 
 
 def cuda_allocations(device=None) -> Callable[[], int]:

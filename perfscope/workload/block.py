@@ -74,7 +74,8 @@ def _ready(prepared, batches, block, order, sets, batch, clock, ranks, warnings)
     kept = _snapshot(prepared)
     full = build(prepared, batches, order, order)
     expected = with_gradient(prepared)
-    cap_s = warmup.cap(block.budget_s, len(sets))
+    cap_s = warmup.cap(block.budget_s, len(sets),
+                       warmup.CAP_SHARE if prepared.device.type == "cuda" else warmup.CAP_SHARE_CPU)
     build_steps = warmup.BUILD_STEPS_DDP if ranks.size > 1 else warmup.BUILD_STEPS if prepared.device.type == "cuda" else 1
     allocations = warmup.cuda_allocations(prepared.device) if prepared.device.type == "cuda" else None
     price_s = price_of_override(prepared.device.type)

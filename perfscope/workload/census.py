@@ -34,7 +34,7 @@ FAMILIES = {
     "pooling": r"^_?(adaptive_)?(max|avg)_pool",
     "embedding": r"^embedding",
 }
-MATMUL = re.compile(r"^(convolution|_convolution|mm|addmm|bmm|baddbmm|cudnn_convolution.*|mkldnn_convolution)$")
+MATMUL = re.compile(r"^(_?convolution(_backward)?|mm|addmm|bmm|baddbmm|cudnn_convolution.*|mkldnn_convolution)$")
 
 
 class Count(TorchDispatchMode):

@@ -44,23 +44,28 @@ DROPOUT_NAME = re.compile(r"drop_?(out|path|block)|stochastic_?depth", re.IGNORE
 
 
 def hand_through(x, *args, **kwargs):
+    """The operator's first argument, as it is."""
     return x
 
 
 def hand_through_copy(x, *args, **kwargs):
+    """A copy of the first argument, for models that would overwrite it."""
     return x.clone()
 
 
 def hand_through_triple(x, *args, **kwargs):
+    """For norms that also give mean and inverse deviation."""
     nothing = x.new_empty(0)
     return x, nothing, nothing
 
 
 def hand_through_pair(x, *args, **kwargs):
+    """For operators that give one thing more."""
     return x, x.new_empty(0)
 
 
 def hand_through_half(x, dim=-1):
+    """For gated linear units: the half that is not the gate."""
     return x.narrow(dim, 0, x.shape[dim] // 2)
 
 
@@ -95,6 +100,7 @@ def _fit(grad, shape):
 
 
 def attention(query, key, value, *args, **kwargs):
+    """In the place of scaled_dot_product_attention."""
     return _Attention.apply(query, key, value)
 
 

@@ -43,6 +43,7 @@ def _named(name: str, input_shape, classes) -> Workload:
     head, _, tail = name.partition(":")
     if head in registry.names("models"):
         module = registry.load("models", head)
+        tail = tail.lower()                     # ResNet-D is resnet50:d and resnet50:D
         if tail not in module.VARIANTS:
             known = ", ".join(f"{head}:{v}" if v else head for v in module.VARIANTS)
             raise UsageError(f"there is no variant {tail!r} of {head}", f"Known: {known}")

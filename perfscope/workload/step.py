@@ -232,6 +232,7 @@ def first_tensor(output) -> torch.Tensor:
 
 
 def autocast(prepared: Prepared):
+    """The autocast context of the workload's dtype; does nothing for dtypes that are not "amp-..."."""
     if prepared.dtype.startswith("amp"):
         return torch.autocast(prepared.device.type, DTYPES[prepared.dtype])
     return contextlib.nullcontext()
