@@ -240,7 +240,7 @@ def _present(prepared, options: Options) -> tuple[str, ...]:
 
 def higher(a: Ceilings, b: Ceilings) -> Ceilings:
     """The greater of two measurements of each ceiling: a busy machine can only make them lower."""
-    return replace(a, matmul_flops_per_s=max(a.matmul_flops_per_s, b.matmul_flops_per_s),
+    return replace(a, flops_per_s=max(a.flops_per_s, b.flops_per_s),
                    copy_bytes_per_s=max(a.copy_bytes_per_s, b.copy_bytes_per_s))
 
 

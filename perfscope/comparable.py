@@ -8,7 +8,7 @@ from typing import Any
 
 from perfscope import facts
 from perfscope.errors import RecordError
-from perfscope.measure import stats
+from perfscope.measure import digits, stats
 from perfscope.measure.attribution import part_order
 from perfscope.record import Run, Warned
 from perfscope.sections import plain
@@ -125,7 +125,7 @@ def notes(a: Run, b: Run, common: list[int], felt: list[str], ratios: bool) -> l
             partial.append(f"{side} ({run.status})")
         target = run.method.get("target_half_width")
         target = target if isinstance(target, (int, float)) else stats.TARGET
-        sizes = [f"{r.batch_size} ({'±' + stats.format_change(half) if math.isfinite(half) else 'unknown'})"
+        sizes = [f"{r.batch_size} ({'±' + digits.format_change(half) if math.isfinite(half) else 'unknown'})"
                  for r in rows if not (half := r.derived.half_width) <= target]
         wide += [f"{side} at batch {', '.join(sizes)}"] if sizes else []
     if partial:

@@ -8,7 +8,7 @@ import shlex
 
 from perfscope import registry
 from perfscope.compare import BatchChange, Changed, Comparison
-from perfscope.measure import stats
+from perfscope.measure import digits, stats
 from perfscope.measure.stats import Interval
 from perfscope.record import BASE, Warned, to_dict
 from perfscope.sections import DASH, figures, ordered, percent, plain, scaled, share, words
@@ -38,7 +38,7 @@ def ratio(change: Interval | None) -> tuple[str, str]:
     if not math.isfinite(change.half_width):
         return f"~{_signed(100 * math.expm1(change.point), 0)} %", DASH
     point, low, high = (100 * math.expm1(x) for x in (change.point, change.low, change.high))
-    places = max(0, stats.decimals((high - low) / 2, 2))       # the ends get one digit more: they decide
+    places = max(0, digits.decimals((high - low) / 2, 2))       # the ends get one digit more: they decide
     return f"{_signed(point, places)} %", f"{_signed(low, places + 1)} to {_signed(high, places + 1)}"
 
 
@@ -54,7 +54,7 @@ def difference(interval: Interval | None, scale: float) -> str:
     half = interval.half_width * scale
     if not math.isfinite(half):
         return f"~{_signed(interval.point * scale, 1)}"
-    places = max(0, stats.decimals(half, 2)) if scale == 100 else stats.decimals(half, 3)
+    places = max(0, digits.decimals(half, 2)) if scale == 100 else digits.decimals(half, 3)
     up = math.ceil(half * 10 ** places - 1e-9) / 10 ** places
     return f"{_signed(interval.point * scale, places)} ±{up:.{max(0, places)}f}"
 

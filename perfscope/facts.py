@@ -183,12 +183,14 @@ def growing(run: Run) -> list[str]:
 
 
 def scaling_words(run: Run) -> list[tuple[str, str]]:
-    """(part, how it scales with the batch, in words), in ladder order."""
+    """(part, how it scales with the batch, in words), in ladder order; one line where nothing can be said of any part."""
     fits = run.scaling.parts if run.scaling else {}
-    return [
+    words = [
         (plain(label(run, p)), re.sub(r"(?<=\d) us\b", " µs", plain(fits[p].words or fits[p].kind)))
         for p in ordered(fits)
     ]
+    silent = len(words) > 1 and {f.kind for f in fits.values()} == {"too few points"} and len({w for _, w in words}) == 1
+    return [("every part", words[0][1])] if silent else words
 
 
 def sweep_words(run: Run) -> list[str]:

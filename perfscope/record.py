@@ -130,9 +130,9 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """This machine's two ceilings, measured: a large matmul in the step's dtype, a large copy (read + write)."""
+    """This machine's two ceilings, measured: a large matmul or convolution in the step's dtype, a large copy (read + write)."""
 
-    matmul_flops_per_s: float = 0.0
+    flops_per_s: float = 0.0
     copy_bytes_per_s: float = 0.0
     dtype: str = ""
     extra: dict = field(default_factory=dict)

@@ -15,7 +15,7 @@ import unicodedata
 import zlib
 from base64 import b85encode
 
-from perfscope.measure import stats
+from perfscope.measure import digits
 from perfscope.measure.stats import Interval
 from perfscope.record import BASE, PARTS
 
@@ -70,14 +70,14 @@ def slug(text) -> str:
 
 
 def share(interval: Interval | None) -> tuple[str, str]:
-    """A share as (per cent, plus-minus) with only the digits that it supports, by the rule of `stats.format_share`."""
-    return _pair(stats.format_share(interval, error=interval.half_width > 0)) if interval else (DASH, "")
+    """A share as (per cent, plus-minus) with only the digits that it supports, by the rule of `digits.format_share`."""
+    return _pair(digits.format_share(interval, error=interval.half_width > 0)) if interval else (DASH, "")
 
 
 def scaled(interval: Interval | None, scale: float = 1e3) -> tuple[str, str]:
-    """A quantity times `scale` (1e3: seconds to ms) as (point, plus-minus), by the rule of `stats.format_ms`."""
+    """A quantity times `scale` (1e3: seconds to ms) as (point, plus-minus), by the rule of `digits.format_ms`."""
     return (
-        _pair(stats.format_ms(interval.scaled(scale / 1e3), error=interval.half_width > 0)) if interval else (DASH, "")
+        _pair(digits.format_ms(interval.scaled(scale / 1e3), error=interval.half_width > 0)) if interval else (DASH, "")
     )
 
 
@@ -94,7 +94,7 @@ def words(pair: tuple[str, str], unit: str = "") -> str:
 
 def change(fraction: float | None) -> str:
     """The smallest change that a run can see: "0.4 %", rounded up."""
-    return DASH if fraction is None or not math.isfinite(fraction) else stats.format_change(fraction)
+    return DASH if fraction is None or not math.isfinite(fraction) else digits.format_change(fraction)
 
 
 def figures(value: float, n: int = 3) -> str:

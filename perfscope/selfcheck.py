@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any, Callable
 
 from perfscope.errors import EnvironmentError_
-from perfscope.measure import machine, stats
+from perfscope.measure import digits, machine, stats
 from perfscope.measure.clock import Clock, clock_for, steps_per_sample, timed_steps
 from perfscope.measure.rounds import LEAD_IN_STEPS, LEAD_IN_STEPS_CPU, Progress, Timed, measure_rounds
 from perfscope.measure.stats import Interval
@@ -113,7 +113,7 @@ class SelfCheck:
     @property
     def words(self) -> str:
         """The result in one sentence."""
-        sees = f"sees changes of {stats.format_change(self.resolution)} and more" if math.isfinite(self.resolution) else "too few rounds to see anything"
+        sees = f"sees changes of {digits.format_change(self.resolution)} and more" if math.isfinite(self.resolution) else "too few rounds to see anything"
         plant = f"a planted {100 * self.planted:.1f} % was {'found' if self.found else 'NOT found'}"
         return f"{sees}; {plant}; the same step twice is {self.same_verdict}"
 

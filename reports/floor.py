@@ -73,7 +73,7 @@ def render(run: Run) -> str:
     if run.ceilings:
         c = run.ceilings
         said = (
-            f"Measured ceilings of this machine: {amount(c.matmul_flops_per_s, 'FLOP/s')} in "
+            f"Measured ceilings of this machine: {amount(c.flops_per_s, 'FLOP/s')} in "
             f"{c.dtype or run.workload.dtype} (large matmul), "
             f"{amount(c.copy_bytes_per_s, 'B/s')} (large copy, read and written)."
         )

@@ -17,7 +17,7 @@ def layers(run: Run, size: int) -> list[tuple]:
     for layer in run.inspection.layers:
         flops, moved = layer.flops * layer.count * size, (layer.bytes * size + layer.fixed_bytes) * layer.count
         if flops > 0 and moved > 0:
-            by_math, by_memory = flops / c.matmul_flops_per_s, moved / c.copy_bytes_per_s
+            by_math, by_memory = flops / c.flops_per_s, moved / c.copy_bytes_per_s
             out.append(
                 (layer, flops / moved, max(by_math, by_memory), "memory" if by_memory > by_math else "arithmetic")
             )
@@ -28,9 +28,9 @@ def roof(run: Run, batch: BatchResult) -> dict:
     """Log-log: FLOP per byte against FLOP/s. Layers lie on the roof (they were only counted)."""
     c, found = run.ceilings, layers(run, batch.batch_size)
     total = sum(row[2] for row in found)
-    ridge = c.matmul_flops_per_s / c.copy_bytes_per_s
+    ridge = c.flops_per_s / c.copy_bytes_per_s
     low, high = min([ridge / 10, *(row[1] for row in found)]) / 1.5, max([ridge * 10, *(row[1] for row in found)]) * 1.5
-    at = lambda x: min(x * c.copy_bytes_per_s, c.matmul_flops_per_s)  # noqa: E731
+    at = lambda x: min(x * c.copy_bytes_per_s, c.flops_per_s)  # noqa: E731
     data = [
         {
             "type": "scatter",
@@ -125,7 +125,7 @@ def render(run: Run) -> str:
         not best
         or not c
         or not run.inspection
-        or c.matmul_flops_per_s <= 0
+        or c.flops_per_s <= 0
         or c.copy_bytes_per_s <= 0
         or not layers(run, 1)
     ):

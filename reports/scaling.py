@@ -92,7 +92,8 @@ def fits(run: Run) -> str:
     """The fit of every part in words, with its three coefficients."""
     scale, unit = facts.per_sample(run)
     body = []
-    for part, (_, said) in zip(ordered(run.scaling.parts), facts.scaling_words(run)):
+    parts, words = ordered(run.scaling.parts), [said for _, said in facts.scaling_words(run)]
+    for part, said in zip(parts, words if len(words) == len(parts) else words * len(parts)):
         fit = run.scaling.parts[part]
         swatch = Html(f'<i class="swatch" style="background:{colour(part)}"></i>{escape(label(run, part))}')
         known = math.isfinite(fit.per_step_s)

@@ -168,9 +168,9 @@ def test_optimizer_and_pointwise_work_are_not_layers():
 def test_ceilings_are_work_over_time():
     found = ceilings("cpu", "float32")
     e = found.extra
-    assert found.dtype == "float32" and found.matmul_flops_per_s > 0 and found.copy_bytes_per_s > 0
+    assert found.dtype == "float32" and found.flops_per_s > 0 and found.copy_bytes_per_s > 0
     assert e["matmul"] == pytest.approx(2 * e["matmul_side"] ** 3 / e["matmul_s"])
-    assert found.matmul_flops_per_s == max(e["matmul"], e["convolution"]) > 0
+    assert found.flops_per_s == max(e["matmul"], e["convolution"]) > 0
     assert found.copy_bytes_per_s == pytest.approx(e["copy_bytes"] / e["copy_s"])
     assert e["copy_bytes"] >= 2 * floor.CPU_COPY_BYTES
     assert e["copy_bytes"] >= 2 * min(1 << 30, 4 * floor.last_level_cache_bytes())

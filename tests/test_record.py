@@ -97,7 +97,7 @@ def test_not_a_number_becomes_null_everywhere_and_comes_back_as_not_a_number(tmp
     assert "NaN" not in text and "Infinity" not in text
     again = load(tmp_path)
     assert again.method == {"list": [None, {"deep": None}], "nan": None} == again.extra["later"]
-    assert math.isnan(again.ceilings.matmul_flops_per_s) and math.isnan(again.ceilings.copy_bytes_per_s)
+    assert math.isnan(again.ceilings.flops_per_s) and math.isnan(again.ceilings.copy_bytes_per_s)
 
 
 def test_numbers_are_not_rounded(tmp_path):
@@ -108,8 +108,8 @@ def test_numbers_are_not_rounded(tmp_path):
 
 
 def test_whole_numbers_are_floats_where_floats_belong():
-    assert from_dict(record.Ceilings, {"matmul_flops_per_s": 10 ** 12}).matmul_flops_per_s == 1e12
-    assert isinstance(from_dict(record.Ceilings, {"matmul_flops_per_s": 3}).matmul_flops_per_s, float)
+    assert from_dict(record.Ceilings, {"flops_per_s": 10 ** 12}).flops_per_s == 1e12
+    assert isinstance(from_dict(record.Ceilings, {"flops_per_s": 3}).flops_per_s, float)
 
 
 def small() -> Run:

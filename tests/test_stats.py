@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfscope.measure import stats
+from perfscope.measure import digits, scaling, stats
 from perfscope.measure.stats import Interval
 
 ROOT = Path(__file__).parent.parent
@@ -372,60 +372,60 @@ def test_mde_finds_eight_in_ten():
                                         ("conv", {"mixed"}), ("relu", {"mixed", "per sample"})])
 @pytest.mark.parametrize("half_width", [0.0, 0.005, 0.01, 0.02])
 def test_fit_part_reads_the_article_as_its_author_did(row, kinds, half_width):
-    assert stats.fit_part(article(row, half_width)).kind in kinds
+    assert scaling.fit_part(article(row, half_width)).kind in kinds
 
 
 def test_fit_part_recovers_planted_costs():
-    per_step = stats.fit_part({b: 2e-3 for b in (8, 16, 32)})
+    per_step = scaling.fit_part({b: 2e-3 for b in (8, 16, 32)})
     assert (per_step.kind, per_step.per_step_s) == ("per step", pytest.approx(2e-3))
-    flat = stats.fit_part({b: 3e-6 * b for b in (8, 16, 32)})
+    flat = scaling.fit_part({b: 3e-6 * b for b in (8, 16, 32)})
     assert (flat.kind, flat.per_sample_s) == ("per sample", pytest.approx(3e-6))
-    both = stats.fit_part({b: 1e-3 + 5e-5 * b for b in (8, 16, 32, 64)})
+    both = scaling.fit_part({b: 1e-3 + 5e-5 * b for b in (8, 16, 32, 64)})
     assert (both.kind, both.per_step_s, both.per_sample_s) == ("mixed", pytest.approx(1e-3), pytest.approx(5e-5))
-    grows = stats.fit_part({b: b * (5e-5 + 5e-6 * math.log2(b / 8)) for b in (8, 16, 32, 64)})
+    grows = scaling.fit_part({b: b * (5e-5 + 5e-6 * math.log2(b / 8)) for b in (8, 16, 32, 64)})
     assert (grows.kind, grows.growth_s) == ("grows", pytest.approx(5e-6))
     assert "9.1 %" in grows.words                                       # 50 to 65 in three doublings
 
 
 def test_fit_part_with_little_to_go_on():
-    assert stats.fit_part({8: 1e-3, 16: 1e-3}).kind == "too few points"
-    assert stats.fit_part({}).kind == "too few points"
+    assert scaling.fit_part({8: 1e-3, 16: 1e-3}).kind == "too few points"
+    assert scaling.fit_part({}).kind == "too few points"
     noise = {b: Interval(1e-5, -1e-3, 1e-3) for b in (8, 16, 32)}       # a part of no cost
-    assert stats.fit_part(noise).kind == "too few points" and "uncertain" in stats.fit_part(noise).words
+    assert scaling.fit_part(noise).kind == "too few points" and "uncertain" in scaling.fit_part(noise).words
     unknown = {b: stats.unknown(1e-3) for b in (8, 16, 32)}
-    assert stats.fit_part(unknown).kind == "too few points"
-    assert stats.fit_part({b: -1e-6 * b for b in (8, 16, 32)}).kind == "too few points"
+    assert scaling.fit_part(unknown).kind == "too few points"
+    assert scaling.fit_part({b: -1e-6 * b for b in (8, 16, 32)}).kind == "too few points"
 
 
 def test_fit_part_does_not_see_growth_in_noise():
     rng = accuracy.random.Random(8)
-    kinds = [stats.fit_part({b: 1e-5 * b * (1 + rng.gauss(0, 0.01)) for b in (4, 8, 16)}).kind for _ in range(300)]
+    kinds = [scaling.fit_part({b: 1e-5 * b * (1 + rng.gauss(0, 0.01)) for b in (4, 8, 16)}).kind for _ in range(300)]
     assert kinds.count("grows") <= 20 and kinds.count("per sample") >= 240
 
 
 def test_fit_step_recovers_line_launch_floor_and_knee():
-    line = stats.fit_step({b: 2e-3 + 1e-5 * b for b in BATCHES})
+    line = scaling.fit_step({b: 2e-3 + 1e-5 * b for b in BATCHES})
     assert (line.h, line.a, line.b) == (0, pytest.approx(2e-3), pytest.approx(1e-5))
     assert line.b_half == pytest.approx(200) and line.worst < 1e-9
-    floor = stats.fit_step({b: max(1e-2, 1e-3 + 1e-4 * b) for b in (8, 16, 32, 64, 128, 256)})
+    floor = scaling.fit_step({b: max(1e-2, 1e-3 + 1e-4 * b) for b in (8, 16, 32, 64, 128, 256)})
     assert (floor.h, floor.a, floor.b) == (pytest.approx(1e-2), pytest.approx(1e-3), pytest.approx(1e-4))
-    assert stats.fit_step({b: 1e-4 * b for b in BATCHES}).knee == 128    # throughput is the same everywhere
-    one = stats.fit_step({8: 1e-2})
-    assert one.knee is None and math.isnan(one.a) and stats.fit_step({}).knee is None
-    assert stats.fit_step({8: 1e-2, 16: math.nan, 32: 4e-2}).knee == 8
+    assert scaling.fit_step({b: 1e-4 * b for b in BATCHES}).knee == 128    # throughput is the same everywhere
+    one = scaling.fit_step({8: 1e-2})
+    assert one.knee is None and math.isnan(one.a) and scaling.fit_step({}).knee is None
+    assert scaling.fit_step({8: 1e-2, 16: math.nan, 32: 4e-2}).knee == 8
 
 
 def test_fit_step_finds_the_launch_floor_through_noise_and_none_where_there_is_none():
     rng = accuracy.random.Random(9)
     true = {b: max(1e-2, 1e-3 + 1e-4 * b) for b in (8, 16, 32, 64, 128, 256, 512)}
-    fits = [stats.fit_step({b: t * (1 + rng.gauss(0, 0.005)) for b, t in true.items()}) for _ in range(50)]
+    fits = [scaling.fit_step({b: t * (1 + rng.gauss(0, 0.005)) for b, t in true.items()}) for _ in range(50)]
     assert all(f.h == pytest.approx(1e-2, rel=0.02) and f.b == pytest.approx(1e-4, rel=0.05) for f in fits)
     line = {b: 1e-3 + 1e-4 * b for b in (8, 16, 32, 64)}
-    assert not any(stats.fit_step({b: t * (1 + rng.gauss(0, 0.005)) for b, t in line.items()}).h for _ in range(50))
+    assert not any(scaling.fit_step({b: t * (1 + rng.gauss(0, 0.005)) for b, t in line.items()}).h for _ in range(50))
 
 
 def test_fit_step_of_the_article():
-    fit = stats.fit_step({b: p.point for b, p in article("total").items()})
+    fit = scaling.fit_step({b: p.point for b, p in article("total").items()})
     assert fit.worst < 0.01 and fit.h == 0 and fit.knee == 512
     assert fit.b * 50_000 == pytest.approx(6.7, abs=0.1)                 # seconds per epoch for a batch without end
 
@@ -439,7 +439,7 @@ def test_fit_step_of_the_article():
     (Interval(-0.0003, -0.004, 0.004), "0.0 %", "0.0 ±0.4 %"), (stats.unknown(0.243), "~24 %", "~24 %"),
     (stats.unknown(), "-", "-")])
 def test_format_share(interval, bare, full):
-    assert (stats.format_share(interval), stats.format_share(interval, error=True)) == (bare, full)
+    assert (digits.format_share(interval), digits.format_share(interval, error=True)) == (bare, full)
 
 
 @pytest.mark.parametrize("interval, bare, full", [
@@ -448,14 +448,14 @@ def test_format_share(interval, bare, full):
     (Interval(1.6634, 1.6434, 1.6834), "1660", "1660 ±20"), (Interval(0.2334, 0.2323, 0.2345), "233", "233 ±2"),
     (stats.unknown(1.666), "~1700", "~1700"), (stats.unknown(), "-", "-")])
 def test_format_ms(interval, bare, full):
-    assert (stats.format_ms(interval), stats.format_ms(interval, error=True)) == (bare, full)
+    assert (digits.format_ms(interval), digits.format_ms(interval, error=True)) == (bare, full)
 
 
 @given(st.floats(-0.5, 1.5), st.one_of(st.floats(0, 1), st.just(math.inf)))
 @settings(max_examples=300, deadline=None)
 def test_formatted_shares_fit_their_column_and_tell_no_lie(point, half):
     interval = Interval(point, point - half, point + half)
-    bare, full = stats.format_share(interval), stats.format_share(interval, error=True)
+    bare, full = digits.format_share(interval), digits.format_share(interval, error=True)
     assert len(bare) <= 12 and len(full) <= 13 and not bare.startswith("-0 ") and not bare.startswith("-0.0 ")
     if math.isfinite(half) and "±" in full:
         shown, error = (float(x) / 100 for x in full.rstrip(" %").split(" ±"))
@@ -463,9 +463,9 @@ def test_formatted_shares_fit_their_column_and_tell_no_lie(point, half):
 
 
 def test_format_change_and_seconds():
-    assert [stats.format_change(x) for x in (0.0004, 0.0043, 0.0123, 0.117, math.nan)] == \
+    assert [digits.format_change(x) for x in (0.0004, 0.0043, 0.0123, 0.117, math.nan)] == \
         ["0.04 %", "0.5 %", "1.3 %", "12 %", "-"]
-    assert [stats.format_seconds(x) for x in (1.234, 0.0123, 8.4e-4, 1.7e-8, math.nan)] == \
+    assert [digits.format_seconds(x) for x in (1.234, 0.0123, 8.4e-4, 1.7e-8, math.nan)] == \
         ["1.23 s", "12.3 ms", "840 us", "17.0 ns", "-"]
 
 

@@ -49,7 +49,7 @@ def command(device: o.Device = "auto", budget: Budget = "20s", as_json: Json = F
 def lines(check) -> list[str]:
     """The result in at most 80 columns."""
     from perfscope import registry
-    from perfscope.measure.stats import format_change
+    from perfscope.measure.digits import format_change
     from perfscope.sections import scaled, share, words
 
     t = registry.load("reports", "terminal")

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 
-from perfscope.measure import stats
+from perfscope.measure import digits, scaling, stats
 from perfscope.measure.stats import Interval
 from perfscope.record import (BASE, BatchResult, Ceilings, Derived, Fit, Inspection, Part, Round, Run, Scaling,
                               Warned)
@@ -184,9 +184,9 @@ def floor_seconds(inspection: Inspection | None, ceilings: Ceilings | None, batc
     """The least time of a step on this machine: each layer at the ceiling that binds it (METHOD 12). 0: not known."""
     if not inspection or not inspection.layers or not ceilings:
         return 0.0
-    if ceilings.matmul_flops_per_s <= 0 or ceilings.copy_bytes_per_s <= 0:
+    if ceilings.flops_per_s <= 0 or ceilings.copy_bytes_per_s <= 0:
         return 0.0
-    return math.fsum(layer.count * max(layer.flops * batch_size / ceilings.matmul_flops_per_s,
+    return math.fsum(layer.count * max(layer.flops * batch_size / ceilings.flops_per_s,
                                        (layer.bytes * batch_size + layer.fixed_bytes) / ceilings.copy_bytes_per_s)
                      for layer in inspection.layers)
 
@@ -198,14 +198,14 @@ def batch_warnings(batch: BatchResult) -> list[Warned]:
         return made
     if d.efficiency > 1:
         made.append(Warned("efficiency-above-100",
-                           f"batch {b}: the floor of {stats.format_seconds(d.floor_s)} is above the measured step of "
-                           f"{stats.format_seconds(d.step.point)}: the clock, the FLOP count or a ceiling is wrong",
+                           f"batch {b}: the floor of {digits.format_seconds(d.floor_s)} is above the measured step of "
+                           f"{digits.format_seconds(d.step.point)}: the clock, the FLOP count or a ceiling is wrong",
                            "Do not use this run's efficiency. Measure again on an idle machine: the ceilings may have "
                            "been taken while it was busy.", b))
     if d.device is not None and abs(d.device.point / d.step.point - 1) > CLOCKS_AGREE:
         made.append(Warned("clocks-disagree",
-                           f"batch {b}: {stats.format_seconds(d.step.point)} by the host's clock, "
-                           f"{stats.format_seconds(d.device.point)} by the device's: other streams, or a tail on the "
+                           f"batch {b}: {digits.format_seconds(d.step.point)} by the host's clock, "
+                           f"{digits.format_seconds(d.device.point)} by the device's: other streams, or a tail on the "
                            "host", "Shares are of the host's clock, which is what you wait for.", b))
     if d.clean_rounds < FEW_CLEAN * d.rounds:
         made.append(Warned("few-clean-rounds",
@@ -223,10 +223,10 @@ def scaling_of(batches: Iterable[BatchResult]) -> Scaling | None:
     derived = {b.batch_size: b.derived for b in batches if b.derived}
     if not derived:
         return None
-    step = stats.fit_step({b: d.step.point for b, d in derived.items()})
+    step = scaling.fit_step({b: d.step.point for b, d in derived.items()})
     fits = {}
     for part in dict.fromkeys(p for d in derived.values() for p in d.parts):
-        f = stats.fit_part({b: d.parts[part].seconds for b, d in derived.items() if part in d.parts})
+        f = scaling.fit_part({b: d.parts[part].seconds for b, d in derived.items() if part in d.parts})
         fits[part] = Fit(f.per_step_s, f.per_sample_s, f.growth_s, f.kind, f.words, {"b_min": f.b_min})
     return Scaling(h_s=step.h, a_s=step.a, b_s=step.b, b_half=step.b_half, knee=step.knee, parts=fits,
                    extra={"worst_error": step.worst})

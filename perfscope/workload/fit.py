@@ -6,6 +6,7 @@ import gc
 import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable, Iterable
 
 import torch
@@ -19,6 +20,10 @@ CPU_STEP_S = 0.15               # on a CPU, the default's largest step takes abo
 CPU_LARGEST = 256
 GPU_DEFAULT = (128, 256, 512, 1024)
 SAFE = 0.9                      # of the memory that is free: what a CPU run may use before it counts as out of memory
+TIMED_TRIALS = 3                # timed steps of a trial; the fastest counts
+VERY_SLOW_S = 1.0               # a step this slow is tried once
+TIMED_TRIALS = 3
+VERY_SLOW_S = 2.0               # a step that takes this long is not timed again
 SEARCH_S = 20.0                 # of steps in the search for the largest batch
 STRIDE = 8                      # memory is extrapolated by at most this factor,
 KNOWN_BYTES = 256 << 20         # unless a step took this much: what it takes whatever its size (some 20 MiB) counts for little then
@@ -98,8 +103,20 @@ def own_error(error: Exception, batch_size: int) -> Exception:
         return error
     if is_lost(error):
         return lost(error)
+    if is_ours(error):
+        return error                            # the command line calls it what it is: a bug of perfscope
     return WorkloadError(f"one training step at batch {batch_size} failed: {type(error).__name__}: {error}",
                          "This is the workload's own error; run one step of it by itself first.", traceback_text(error))
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by a line of perfscope itself, outside the built-in models."""
+    import traceback
+
+    package = Path(__file__).parents[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    last = Path(frames[-1].filename) if frames else Path()
+    return isinstance(error, (NameError, AttributeError)) and last.is_relative_to(package) and not last.is_relative_to(package / "models")
 
 
 def _wait(prepared: Prepared) -> None:
