@@ -8,11 +8,8 @@ after each block, and every few seconds within one, so that whatever ends the ru
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import random
-import re
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,18 +19,18 @@ import torch
 
 from perfscope import variants as design
 from perfscope.errors import EnvironmentError_, PerfscopeError, UsageError, WorkloadError
-from perfscope.measure import attribution, floor, machine, stats
+from perfscope.measure import attribution, floor, machine
 from perfscope.measure.clock import clock_for
 from perfscope.measure.ranks import Ranks, is_lost, join, lost
 from perfscope.measure.rounds import LEAD_IN_STEPS, LEAD_IN_STEPS_CPU, Progress
 from perfscope.options import PRECISION, Options, check
-from perfscope.record import BatchResult, Ceilings, Provenance, Run, Warned, WorkloadInfo, save
+from perfscope.record import BatchResult, Ceilings, Run, Warned, save
+from perfscope.provenance import method, new_id, provenance, workload_info
 from perfscope.selfcheck import last as last_selfcheck
 from perfscope.workload import census, fit, step
 from perfscope.workload.block import Block, measure_block
 from perfscope.workload.resolve import resolve
 
-METHOD_VERSION = "2"        # see CHANGELOG, "Method"
 SAVE_EVERY_S = 5.0
 
 
@@ -116,8 +113,8 @@ def breakdown(model: Any = "resnet9", batch_sizes=(), *, out=None, listener: Lis
     state = State(Run(run_id or new_id(name)), Path(out) if out is not None and ranks.first else None)
     state.made += claim(state.folder)
     environment = machine.fingerprint(device, world_size=ranks.size)
-    state.put(write=False, provenance=_provenance(options, named_model), environment=environment,
-              selfcheck=last_selfcheck(environment), method=_method(options, device))
+    state.put(write=False, provenance=provenance(options, named_model, ranks), environment=environment,
+              selfcheck=last_selfcheck(environment), method=method(options))
     try:
         _measure(model, named_model, options, device, ranks, state, listener)
         status = "complete"
@@ -170,7 +167,7 @@ def _measure(model, named_model, options, device, ranks, state, listener) -> Non
     listener.stage(f"building {options.model}")
     workload = resolve(model, options.input_shape, options.classes)
     prepared = _prepared(workload, options, device, ranks, keep_original=not named_model)
-    state.put(write=False, workload=_info(prepared, options))
+    state.put(write=False, workload=workload_info(prepared, options))
     order = design.ladder_order(_present(prepared, options), options.order)
     with state.spending("trial_s"):
         pilots = _pilots(prepared, options, order, ranks, listener)
@@ -225,6 +222,7 @@ def _present(prepared, options: Options) -> tuple[str, ...]:
         try:
             batches = step.load_batches(prepared, size)
             present = step.present_parts(prepared, batches, options.parts)
+            _check_loss(prepared, batches)
             missing = [p for p in options.parts if p not in present]
             if missing:
                 raise UsageError(f"this step has no part {', '.join(missing)} (--parts)", f"It has: {', '.join(step.present_parts(prepared, batches))}")
@@ -236,6 +234,14 @@ def _present(prepared, options: Options) -> tuple[str, ...]:
     if fit.is_out_of_memory(errors[asked]):
         raise EnvironmentError_(f"no batch size fits: {fit.out_of_memory_text(errors[asked])}", "Take a smaller model, or --dtype bfloat16.")
     raise fit.own_error(errors[asked], asked) from None
+
+
+def _check_loss(prepared: step.Prepared, batches: step.Batches) -> None:
+    with torch.no_grad(), step.autocast(prepared):
+        loss = prepared.workload.loss(step.call_model(prepared.model, batches.inputs), batches.target)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        what = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise WorkloadError(f"the loss of {prepared.workload.name} gave a {what}", "loss(output, target) has to give a tensor with one number.")
 
 
 def higher(a: Ceilings, b: Ceilings) -> Ceilings:
@@ -336,50 +342,3 @@ def finish(run: Run, options: Options) -> Run:
 
 def _unique(items: list) -> list:
     return [x for i, x in enumerate(items) if x not in items[:i]]
-
-
-def new_id(name: str) -> str:
-    """A run's id: the time and the model's name, safe as a folder's name."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.")[:60] or "run"
-    return f"{datetime.datetime.now().strftime('%Y-%m-%dT%H-%M-%S')}_{safe}"
-
-
-def _provenance(options: Options, named_model: bool) -> Provenance:
-    return Provenance(started_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                      argv=tuple(sys.argv), command=command(options) if named_model else "", versions=machine.versions(),
-                      git=machine.git_state(os.getcwd()), seed=options.seed)
-
-
-def command(options: Options) -> str:
-    """What to type to run it again."""
-    import shlex
-    from decimal import Decimal
-    exact = lambda v, times=1: f"{(Decimal(repr(float(v))) * times).normalize():f}"  # noqa: E731: no exponent, no rounding
-    default, words = Options(), ["perfscope", "breakdown", "--model", options.model]
-    for flag, name, show in (("--batch", "batch_sizes", lambda v: ",".join(map(str, v))), ("--dtype", "dtype", str),
-                             ("--memory-format", "memory_format", str), ("--compile", "compile", str),
-                             ("--device", "device", str), ("--precision", "precision", lambda v: f"{exact(v, 100)}%"),
-                             ("--budget", "budget_s", lambda v: f"{exact(v)}s"), ("--order", "order", ",".join),
-                             ("--parts", "parts", ",".join), ("--attribution", "attribution", str),
-                             ("--input", "input_shape", lambda v: "x".join(map(str, v))), ("--classes", "classes", str),
-                             ("--seed", "seed", str)):
-        value = getattr(options, name)
-        if value != getattr(default, name):
-            words += [flag, show(value)]
-    return shlex.join(words + (["--cuda-graph"] if options.cuda_graph else []))
-
-
-def _method(options: Options, device) -> dict:
-    return {"version": METHOD_VERSION, "clock": "step", "target_half_width": options.precision or PRECISION,
-            "budget_s": options.budget_s, "first_look": stats.FIRST_LOOK, "look_every": stats.LOOK_EVERY,
-            "most_rounds": stats.MOST_ROUNDS, "sample_s": 0.020, "confidence": stats.CONFIDENCE, "learning_rate": step.RATE,
-            "processes": 1, "options": options.as_dict()}
-
-
-def _info(prepared: step.Prepared, options: Options) -> WorkloadInfo:
-    w = prepared.workload
-    loss = getattr(w.loss, "__name__", type(w.loss).__name__)
-    return WorkloadInfo(name=w.name or options.model, source=w.source, dtype=options.dtype, memory_format=options.memory_format,
-                        compile=options.compile, cuda_graph=options.cuda_graph, input_shape=tuple(w.input_shape), classes=w.classes,
-                        parameters=sum(p.numel() for p in prepared.model.parameters()),
-                        optimizer=type(prepared.optimizer).__name__, loss=loss, data=w.data_words)

@@ -396,7 +396,7 @@ def save(run: Run, path) -> Path:
 def load(path) -> Run:
     """Reads a record from `run.json`, or from the folder that holds it. Raises RecordError with the reason."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):                     # unlike Path.is_dir it never raises, however long the name
         path = path / "run.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

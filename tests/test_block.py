@@ -13,7 +13,7 @@ from perfscope.workload import step
 from tests import small
 from tests.small import ConvNet, Transformer, assert_pristine, images, taken, tokens
 
-TICK_NS = 1_000_000
+TICK_NS = 150_000_000
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def pristine(monkeypatch):
 
 
 def ticking() -> Clock:
-    """A clock on which a millisecond passes whenever somebody looks."""
+    """A clock on which 0.15 s pass whenever somebody looks: one step per sample, a dozen rounds in 40 s."""
     now = [0]
 
     def look():
@@ -34,13 +34,13 @@ def ticking() -> Clock:
     return Clock(look, wall_ns=look, name="fake")
 
 
-def measured(prepared, parts, *, size=4, budget_s=1.0, attribution="ladder", on_batch=lambda batch: None):
+def measured(prepared, parts, *, size=4, budget_s=40.0, attribution="ladder", on_batch=lambda batch: None):
     return blocks.measure_block(prepared, blocks.Block(size, 1.0, budget_s), parts, variants.variant_sets(parts, attribution),
                                 attribution=attribution, clock=ticking(), lead_in=1, seed=0, target=1e-6, on_batch=on_batch)
 
 
 def codes(warnings):
-    return [w.code for w in warnings if w.code not in ("still-drifting", "own-overhead", "contended")]
+    return [w.code for w in warnings if w.code not in ("still-drifting", "own-overhead", "busy-machine")]
 
 
 def test_rounds_guards_and_warm_up_of_every_variant():
@@ -56,9 +56,9 @@ def test_rounds_guards_and_warm_up_of_every_variant():
     assert len({r.order for r in batch.rounds}) > 1, "in random order"
     assert partial[2].rounds == batch.rounds[:3] and codes(warnings) == []
     for name, guard in batch.guards.items():
-        assert guard.finite and guard.conv_calls == 3 and 0.1 <= guard.activation_std_low <= guard.activation_std_high <= 10 or name == names[-1]
-        assert guard.filled_gradients == (4 if name == "base" else 0)
-        assert (guard.overhead_s > 0) == (name != names[-1] and "activation" not in name) and guard.overhead_share >= 0
+        assert guard.finite and guard.conv_calls == 3 and guard.filled_gradients == (4 if name == "base" else 0)
+        assert name == names[-1] or 0.1 <= guard.activation_std_low <= guard.activation_std_high <= 10
+        assert guard.overhead_share == pytest.approx(guard.overhead_s / (TICK_NS / 1e9))
     weights = dict(prepared.model.named_parameters())
     after = small.state(prepared.model)
     assert all(torch.equal(after[n][before[n] != 0], before[n][before[n] != 0]) for n in weights)
@@ -148,7 +148,7 @@ def test_a_variant_that_diverges_is_left_out_and_said_so():
     before = small.state(prepared.model)
     order = ("norm", "optimizer")
     batch, warnings = blocks.measure_block(
-        prepared, blocks.Block(4, 1.0, 1.0), order, [("optimizer",), ("norm",), order], attribution="ladder", clock=ticking(),
+        prepared, blocks.Block(4, 1.0, 40.0), order, [("optimizer",), ("norm",), order], attribution="ladder", clock=ticking(),
         lead_in=1, seed=0, target=1e-6)
     assert [v.name for v in batch.variants] == ["base+norm", "base+norm+optimizer"] == sorted(batch.rounds[0].step_s)
     assert codes(warnings) == ["diverged"] and "base+optimizer" in warnings[0].text and "left out" in warnings[0].text
@@ -185,8 +185,8 @@ def test_odd_activations_are_said():
             return self.norm(torch.matmul(self.a(x), self.scale))
     prepared, _, parts = taken(Fixed(), torch.randn(4, 8))
     batch, warnings = measured(prepared, parts)
-    assert codes(warnings) == ["odd-activations"] * (len(parts) - 1) or set(codes(warnings)) == {"odd-activations"}
-    assert all(batch.reference not in w.text.split() for w in warnings if w.code == "odd-activations")
+    assert codes(warnings) == ["odd-activations"] * len(parts)             # every variant but the full step
+    assert all(batch.reference not in w.text.split() for w in warnings)
 
 
 # ---------------------------------------------------------------- breaking off
@@ -281,6 +281,6 @@ def test_a_batch_that_fails():
 
 def test_a_transformer_with_tokens():
     prepared, _, parts = taken(Transformer(dropout=0.1, kv_heads=2), tokens())
-    batch, warnings = measured(prepared, parts, size=2, budget_s=0.5)
+    batch, warnings = measured(prepared, parts, size=2, budget_s=30.0)
     assert batch.status == "ok" and len(batch.variants) == 6 and all(g.finite for g in batch.guards.values())
     assert set(codes(warnings)) <= {"odd-activations"}

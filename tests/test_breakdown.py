@@ -12,7 +12,7 @@ from torch import nn
 import perfscope
 from perfscope import breakdown as _function    # noqa: F401: the verb; its module is below
 from perfscope.errors import EnvironmentError_, UsageError, WorkloadError
-from perfscope.record import Run, load
+from perfscope.record import Run, load, to_dict
 from perfscope.workload import Workload
 from tests.small import ConvNet, images, workload
 
@@ -63,7 +63,7 @@ def test_a_workload_and_what_its_record_says(tmp_path):
     whole(run, (2, 4))
     assert names(run, 2) == ["base", "norm", "activation", "optimizer"]
     assert run.workload.name == "mine" and run.workload.optimizer == "SGD" and run.workload.parameters == sum(p.numel() for p in net().parameters())
-    assert load(tmp_path / "run").batches == run.batches and run.inspection.process == "same, after timing"
+    assert to_dict(load(tmp_path / "run")) == to_dict(run) and run.inspection.process == "same, after timing"
     assert run.method["options"]["budget_s"] == 0.2 and run.provenance.command == "", "there is no command for an object"
     assert run.inspection.residues == {} and set(run.inspection.removed) == {"norm", "activation"}
     assert {g for b in run.batches for g in b.guards} == {v.name for b in run.batches for v in b.variants}
@@ -144,13 +144,13 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, wrong, words):
 
 def test_the_seed_decides_the_orders():
     def orders(seed):
-        run = perfscope.breakdown(mine(), (2, 3), seed=seed, **QUICK)
+        run = perfscope.breakdown(mine(), (2, 3), seed=seed, attribution="shapley", **QUICK)
         return {b.batch_size: [r.order for r in b.rounds] for b in run.batches}
     first, again, other = orders(1), orders(1), orders(2)
     for size in (2, 3):
         n = min(len(first[size]), len(again[size]), len(other[size]))
-        assert n >= 6 and first[size][:n] == again[size][:n] != other[size][:n]
-    assert first[2][:6] != first[3][:6]
+        assert n and first[size][:n] == again[size][:n] != other[size][:n]
+    assert first[2][0] != first[3][0]
 
 
 # ---------------------------------------------------------------- when something goes wrong
@@ -189,7 +189,7 @@ def test_a_model_that_always_fails(tmp_path):
 @pytest.mark.parametrize("do, error", [(fail, WorkloadError), (interrupt, None)])
 def test_trouble_at_the_second_batch_size_keeps_the_first(tmp_path, monkeypatch, do, error):
     """Wherever in the second block: while its variants are built, warmed up, or timed."""
-    for moment in (1, 40, "rounds"):
+    for moment in (1, 15, "rounds"):
         started, out = [], tmp_path / f"{do.__name__}-{moment}"
 
         def stage(text):
@@ -197,10 +197,10 @@ def test_trouble_at_the_second_batch_size_keeps_the_first(tmp_path, monkeypatch,
                 started.append(model.calls)
 
         def rounds(size, progress):
-            if moment == "rounds" and len(started) == 2 and progress.rounds == 2:
-                model.when = lambda m, x: True
+            if moment == "rounds" and len(started) == 2:
+                do()
         model = Flawed(lambda m, x: len(started) == 2 and moment != "rounds" and m.calls >= started[1] + moment, do)
-        go = lambda: perfscope.breakdown(workload(model, images()), (2, 3), out=out, budget_s=2, listener=verb.Listener(stage, rounds))  # noqa: E731
+        go = lambda: perfscope.breakdown(workload(model, images()), (2, 3), out=out, budget_s=0.5, listener=verb.Listener(stage, rounds))  # noqa: E731
         if error:
             with pytest.raises(error, match="own trouble"):
                 go()
@@ -211,7 +211,7 @@ def test_trouble_at_the_second_batch_size_keeps_the_first(tmp_path, monkeypatch,
         first = [b for b in kept.batches if b.status == "ok"]
         assert len(first) == 1 and first[0].rounds and first[0].stop
         second = [b for b in kept.batches if b.status == "partial"]
-        assert sum(len(b.rounds) for b in second) == (2 if moment == "rounds" else 0)
+        assert sum(len(b.rounds) for b in second) == (1 if moment == "rounds" else 0)
         if not error:
             assert second[0].stop == "interrupted" and kept.parts[first[0].batch_size]
         assert type(torch.relu(torch.ones(1, requires_grad=True)).grad_fn).__name__ == "ReluBackward0"

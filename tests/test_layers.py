@@ -16,10 +16,10 @@ ROOT = registry.PACKAGE.parent
 STDLIB = sys.stdlib_module_names
 
 #: Module -> the only things outside the standard library that it may import, at the top of the file or inside functions.
-STANDARD_ONLY = {"errors", "record", "registry", "options", "variants", "measure.stats", "measure.attribution", "facts", "sections",
+STANDARD_ONLY = {"errors", "record", "registry", "options", "variants", "measure.stats", "measure.scaling", "measure.digits", "measure.attribution", "facts", "sections",
                  "comparable", "compare", "compare_text", "report"}
 FOR_SECTIONS = {"perfscope.record", "perfscope.sections", "perfscope.facts", "perfscope.report", "perfscope.errors",
-                "perfscope.measure.stats"}
+                "perfscope.measure.stats", "perfscope.measure.digits"}
 VERBS = ("breakdown", "compare", "report", "selfcheck")
 HELPERS = {"__init__", "options", "progress"}       # files of perfscope/cli that are no command
 

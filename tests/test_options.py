@@ -99,7 +99,7 @@ def test_to_a_dictionary_and_back(options):
 def test_the_command_of_a_record_gives_the_same_options(options):
     """What `perfscope.breakdown.command` prints is parsed by the command line's own parser and converters."""
     typer = pytest.importorskip("typer")
-    from perfscope.breakdown import command
+    from perfscope.provenance import command
     from perfscope.cli import breakdown
 
     words = shlex.split(command(options))

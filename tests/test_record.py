@@ -204,6 +204,8 @@ def test_a_file_that_is_no_record_says_why(tmp_path, content, words):
 def test_no_file_and_no_text(tmp_path):
     with pytest.raises(RecordError, match="there is no record at"):
         load(tmp_path)
+    with pytest.raises(RecordError, match="cannot read.*too long"):
+        load("a" * 300)
     (tmp_path / "run.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(RecordError, match="not UTF-8"):
         load(tmp_path)

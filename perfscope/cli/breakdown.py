@@ -30,7 +30,8 @@ def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "f
         device=device, precision=options.share(precision) if precision is not None else None, budget_s=options.seconds(budget),
         order=options.names(order), parts=options.names(parts), attribution=attribution,
         input_shape=options.shape(input) if input else (), classes=classes, seed=seed))
-    from perfscope.breakdown import Listener, breakdown, new_id
+    from perfscope.breakdown import Listener, breakdown
+    from perfscope.provenance import new_id
     from perfscope.cli.progress import progress
     from perfscope.measure.ranks import LOST, leave, world
 

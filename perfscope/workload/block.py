@@ -55,6 +55,7 @@ def measure_block(prepared: Prepared, block: Block, order, sets, *, attribution:
         warm_s = time.perf_counter() - start
         batch, measured = _timed(prepared, batches, block, steps, batch, clock, lead_in, seed, target, ranks, warm_s, seen,
                                  progress, warnings)
+        warnings = [w for w in warnings if w is not None]
         status = "partial" if measured.stop == "interrupted" else "ok"
         return replace(batch, status=status, stop=measured.stop), warnings
     except KeyboardInterrupt:

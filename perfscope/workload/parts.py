@@ -105,6 +105,7 @@ def attention(query, key, value, *args, **kwargs):
 
 
 def attention_copy(query, key, value, *args, **kwargs):
+    """The same with a copy, for models that would overwrite it."""
     return _Attention.apply(query, key, value).clone()
 
 
