@@ -53,7 +53,7 @@ def _collective(call) -> None:
 
 def lost(error: Exception) -> EnvironmentError_:
     """What to say when a collective failed because another rank is gone."""
-    return EnvironmentError_(LOST, "What was measured before is kept. If that rank said nothing itself, it was killed: look at its memory.",
+    return EnvironmentError_(LOST, "If that rank said nothing itself, it was killed: look at the memory of its machine.",
                              (str(error).splitlines() or [""])[0][:300])
 
 
