@@ -248,7 +248,7 @@ def test_table_record_report_and_the_next_command(place, capsys):
 
 
 def test_two_runs_in_one_second_are_two_runs(place, capsys, monkeypatch):
-    monkeypatch.setattr(verb, "new_id", lambda name: "2026-01-01T00-00-00_x")
+    monkeypatch.setattr("perfscope.provenance.new_id", lambda name: "2026-01-01T00-00-00_x")
     for _ in range(2):
         assert call(capsys, "--model", "mine_9.py:full", "--quiet", *QUICK)[0] == EXIT_OK
     ids = sorted(p.name for p in (place / "runs").iterdir())
@@ -492,7 +492,7 @@ def finished_batches(folder):
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGKILL])
 def test_a_signal_in_the_middle_of_a_sweep(place, with_signal):
     """The first batch size is done, the second is being measured: what is on the disk loads, is whole, and says that it is not all."""
-    process = start(place, "--batch", "2,3,4", "--budget", "20s", "--precision", "0.0001%", "--out", "o")
+    process = start(place, "--batch", "2,3,4", "--budget", "6s", "--precision", "0.0001%", "--out", "o")
     try:
         wait_for(lambda: finished_batches(place / "o") or process.poll() is not None)
         assert process.poll() is None, process.stderr.read()
