@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import perfscope.breakdown                      # noqa: F401
+from perfscope.registry import PACKAGE
 from perfscope import record
 from perfscope.cli import complain, main
 from perfscope.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSURE, EXIT_USAGE
@@ -212,7 +213,7 @@ def test_the_users_own_errors_are_shown_as_theirs(place, capsys, model, says, th
     message, following = complaint(err)
     shown = [x for x in err.splitlines() if x.startswith("  | ")]
     assert code == EXIT_USAGE and out == "" and says in message and following
-    assert all(any(t in x for x in shown) for t in theirs) and not any("perfscope/" in x for x in shown)
+    assert all(any(t in x for x in shown) for t in theirs) and not any(f"{PACKAGE}/" in x for x in shown)
     assert not (place / "runs").exists()
 
 
