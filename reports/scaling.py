@@ -116,7 +116,7 @@ def render(run: Run) -> str:
     drawn = figure(
         {"log": lines(run, "log"), "linear": lines(run, "linear")},
         "Time per sample against batch size, by part",
-        "Flat is a cost per sample, falling is a cost per step (launch-bound), rising grows with the batch. Dotted: "
+        "Flat is a cost per sample, falling is a cost per step (launches, or parameters), rising grows with the batch. Dotted: "
         "the fit.",
     )
     sweep = "; ".join(facts.sweep_words(run))

@@ -140,7 +140,7 @@ def fit_part(points: Mapping[int, Interval | float]) -> PartFit:
         kind, words = "grows", f"each sample costs {100 * growth:.1f} % more with every doubling of the batch: " \
                                "look for a bad kernel"
     elif slope <= -0.7:
-        kind, words = "per step", f"{format_seconds(a)} per step, whatever the batch: launch-bound"
+        kind, words = "per step", f"{format_seconds(a)} per step, whatever the batch (launches, or parameters)"
     elif slope > -0.05:
         kind, words = "per sample", f"{format_seconds(fitted[-1])} per sample at every batch size"
     else:
