@@ -15,7 +15,6 @@
         .device .stream int32, -1: none                     .correlation .external int64, -1: none
         .bytes         int64 of a copy, -1: not recorded    .sequence  int64 autograd sequence number, -1: none
         .shapes .strides .dtypes .stack  int32 index into rank.texts (raw JSON text of that argument), -1: none
-        .offset        int64: where the event's block starts in the decompressed text (`arguments` uses it)
     arguments(rank, rows) -> list[dict]     every argument of these rows, read again from the file, on demand
 
 `analyze(trace, executor=None) -> Analysis`; see perfscope.trace.analysis for every figure and its definition.
@@ -27,8 +26,8 @@ from __future__ import annotations
 
 __all__ = ["Analysis", "Events", "Rank", "Trace", "analyze", "arguments", "read"]
 
-_HOMES = {"read": "read", "arguments": "read", "Trace": "columns", "Rank": "columns", "Events": "columns",
-          "analyze": "analyze", "Analysis": "analysis"}
+_HOMES = {"read": "reader", "arguments": "reader", "Trace": "columns", "Rank": "columns", "Events": "columns",
+          "analyze": "analysis", "Analysis": "analysis"}
 
 
 def __getattr__(name: str):

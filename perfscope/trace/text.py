@@ -160,7 +160,8 @@ def _reader(stream: BinaryIO, broken: list[Break]):
 def _gunzip(packed: bytes, read, source: Source, broken: list[Break], limit: int) -> Iterator[bytes]:
     engine = _zlib.decompressobj(31)
     ready: list[bytes] = []
-    waiting = size = taken = 0
+    waiting = size = 0
+    taken = len(packed)
     while True:
         if not packed:
             packed = read(PACKED)

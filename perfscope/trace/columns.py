@@ -1,0 +1,271 @@
+"""The columns of a trace (NumPy arrays, one row per event with a duration) and how they are filled block by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from perfscope.record import Warned
+from perfscope.trace.decode import (EVENT, FastFull, FastSummary, Instant, LARGEST_US, Meta, nanoseconds)
+
+#: Canonical categories; `Events.cat` is an index into this.
+CATEGORIES = ("other", "kernel", "gpu_memcpy", "gpu_memset", "cuda_runtime", "cuda_driver", "cpu_op", "user_annotation",
+              "gpu_user_annotation", "python_function", "overhead", "cuda_sync")
+OTHER, KERNEL, MEMCPY, MEMSET, RUNTIME, DRIVER, CPU_OP, ANNOTATION, GPU_ANNOTATION, PYTHON, OVERHEAD, SYNC = range(12)
+# the names that PyTorch has given them since 2021 (libkineto: GenericTraceActivity, output_json.cpp; ROCm and XPU alike)
+_KNOWN = {"operator": CPU_OP, "runtime": RUNTIME, "memcpy": MEMCPY, "memset": MEMSET, "concurrent_kernel": KERNEL,
+          "privateuse1_runtime": RUNTIME, "xpu_runtime": RUNTIME, "privateuse1_driver": DRIVER, "xpu_driver": DRIVER,
+          "hip_runtime": RUNTIME, "user_annotation": ANNOTATION, **{c: i for i, c in enumerate(CATEGORIES)}}
+#: What the 2021 layout calls an operator, although it is an annotation.
+STEP, LOADER = "ProfilerStep#", "enumerate(DataLoader)#"
+EXACT_BELOW = float(1 << 43)    # microseconds whose nanoseconds a float64 still tells apart (half a unit in the last place: 0.49 ns)
+SENTINEL = -1
+
+
+@dataclass(frozen=True)
+class Events:
+    """Equally long arrays, one row per event with a duration, in the order of the file. See perfscope.trace."""
+
+    name: np.ndarray
+    cat: np.ndarray
+    ts_ns: np.ndarray
+    dur_ns: np.ndarray
+    pid: np.ndarray
+    tid: np.ndarray
+    device: np.ndarray
+    stream: np.ndarray
+    correlation: np.ndarray
+    external: np.ndarray
+    bytes: np.ndarray
+    sequence: np.ndarray
+    shapes: np.ndarray
+    strides: np.ndarray
+    dtypes: np.ndarray
+    stack: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+COLUMNS = {"name": np.int32, "cat": np.int8, "ts_ns": np.int64, "dur_ns": np.int64, "pid": np.int32, "tid": np.int32,
+           "device": np.int32, "stream": np.int32, "correlation": np.int64, "external": np.int64, "bytes": np.int64,
+           "sequence": np.int64, "shapes": np.int32, "strides": np.int32, "dtypes": np.int32, "stack": np.int32}
+MEMORY = {"ts_ns": np.int64, "addr": np.int64, "bytes": np.int64, "device_type": np.int32, "device_id": np.int32,
+          "allocated": np.int64, "reserved": np.int64}
+COLLECTIVE = {"row": np.int64, "name": np.int32, "group": np.int32, "elements": np.int64}
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One file's events: what one process recorded."""
+
+    source: str                         # path, or path:member
+    path: str
+    member: str
+    detail: str                         # "full", or "summary": no operators, no shapes
+    rank: int                           # distributedInfo's, else the number in the file's name, else 0
+    world: int
+    meta: dict[str, Any]                # the file's other keys
+    names: list[str]
+    ids: list                           # process and thread ids as the file has them
+    texts: list[str]                    # raw JSON of shapes, strides, types, stacks
+    events: Events
+    memory: dict[str, np.ndarray]       # [memory] events: MEMORY's columns
+    collectives: dict[str, np.ndarray]  # arguments of collective kernels: COLLECTIVE's columns; names in `texts`
+    blocks: np.ndarray                  # int64 [n, 3]: first row, byte offset, length of each block of text
+    counts: dict[str, int]              # "events": in the list, "rows", "lost", "repaired", "bytes"
+    warnings: tuple[Warned, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What `read` gives: the ranks, and what is odd about them."""
+
+    ranks: tuple[Rank, ...]
+    warnings: tuple[Warned, ...] = ()
+
+
+class _Numbers(dict):
+    """text -> its number, in the order of arrival."""
+
+    def __missing__(self, key):
+        value = self[key] = len(self)
+        return value
+
+
+class _Ids(_Numbers):
+    """Like _Numbers, with "25738" and 25738 the same thread (the 2021 layout writes both)."""
+
+    def __missing__(self, key):
+        if isinstance(key, str) and key.isdigit() and len(key) < 19:
+            value = self[key] = self[int(key)]
+            return value
+        return super().__missing__(key)
+
+
+class _Categories(dict):
+    def __missing__(self, key):
+        value = self[key] = _KNOWN.get(key.lower(), OTHER)
+        return value
+
+
+def integers(values: list, dtype=np.int64) -> np.ndarray:
+    """A list of integers (None, and what does not fit: -1) as an array."""
+    try:
+        return np.array(values, dtype)
+    except (TypeError, ValueError, OverflowError):
+        top = np.iinfo(dtype).max
+        return np.array([int(v) if isinstance(v, (int, float)) and abs(v) <= top else -1 for v in values], dtype)
+
+
+def exact_ns(raws: list) -> np.ndarray:
+    """Decimal texts of microseconds as int64 nanoseconds, exactly. Raises ValueError if one is no time."""
+    if not raws:
+        return np.zeros(0, np.int64)
+    text = b",".join(raws)
+    data = np.frombuffer(text, np.uint8)
+    ends = np.append(np.flatnonzero(data == 44), len(data))
+    dots = np.flatnonzero(data == 46)
+    plain = bool(((data >= 44) & (data <= 57) & (data != 47)).all()) and len(ends) == len(raws)
+    short = plain and int(np.diff(ends, prepend=-1).max()) <= 19 and int(np.diff(ends, prepend=-1).min()) > 1
+    if short and len(dots) == len(raws) and bool((ends - dots == 4).all()):
+        return np.fromstring(text.replace(b".", b""), np.int64, sep=",")
+    if short and not len(dots) and int(np.diff(ends, prepend=-1).max()) <= 16:
+        return np.fromstring(text, np.int64, sep=",") * 1000
+    return np.array([nanoseconds(bytes(r).decode("ascii", "replace")) for r in raws], np.int64)
+
+
+def quick_ns(values: list) -> np.ndarray | None:
+    """Numbers of microseconds as int64 nanoseconds, or None where a float64 cannot tell them apart."""
+    if not values:
+        return np.zeros(0, np.int64)
+    try:
+        numbers = np.array(values)
+    except (ValueError, OverflowError):
+        return None
+    if numbers.dtype == np.int64:
+        return numbers * 1000 if np.abs(numbers).max() <= LARGEST_US else None
+    if numbers.dtype != np.float64 or np.abs(numbers).max() >= EXACT_BELOW:
+        return None
+    whole = np.floor(numbers)
+    return whole.astype(np.int64) * 1000 + np.rint((numbers - whole) * 1000).astype(np.int64)
+
+
+@dataclass
+class Builder:
+    """Fills the columns block by block. `add` gives False, and takes nothing, if the block needs the exact decoder."""
+
+    detail: str
+    parts: dict[str, list] = field(default_factory=lambda: {c: [] for c in COLUMNS})
+    names: _Numbers = field(default_factory=_Numbers)
+    ids: _Ids = field(default_factory=_Ids)
+    cats: _Categories = field(default_factory=_Categories)
+    texts: _Numbers = field(default_factory=_Numbers)
+    memory: dict[str, list] = field(default_factory=lambda: {c: [] for c in MEMORY})
+    collectives: dict[str, list] = field(default_factory=lambda: {c: [] for c in COLLECTIVE})
+    labels: list = field(default_factory=list)
+    rows: int = 0
+    events: int = 0
+
+    def add(self, events: list) -> bool:
+        """The events of one block. All that carry a duration become rows. False: times that are not to be had exactly, or bad."""
+        types = [type(e) for e in events]
+        wanted = tuple(EVENT.values())
+        rows = [e for e, t in zip(events, types) if t in wanted]
+        exact = bool(rows) and type(rows[0]) not in (FastSummary, FastFull)
+        convert = exact_ns if exact else quick_ns
+        try:
+            duration = convert([e.dur for e in rows])
+            if duration is None or (len(duration) and duration.min() < 0):
+                return False
+            if self.detail == "summary":
+                rows, duration = self._needed(rows, duration)
+            start = convert([e.ts for e in rows])
+        except (ValueError, TypeError):
+            return False
+        if start is None:
+            return False
+        self._others(events, types)
+        self.events += len(events)
+        if rows:
+            self._fill(rows, start, duration)
+        return True
+
+    def _needed(self, rows: list, duration: np.ndarray):
+        cats = self.cats
+        keep = [i for i, e in enumerate(rows) if cats[e.cat] not in (CPU_OP, PYTHON, OTHER) or e.name.startswith((STEP, LOADER))]
+        return [rows[i] for i in keep], duration[keep]
+
+    def _others(self, events: list, types: list) -> None:
+        metas = [e for e, t in zip(events, types) if t is Meta]
+        self.labels += [(e.name, e.pid, e.tid, bytes(e.args.name or e.args.labels)) for e in metas if e.args.name or e.args.labels]
+        if self.detail == "summary":
+            return
+        found = [e for e, t in zip(events, types) if t is Instant and e.name == "[memory]"]
+        if found:
+            self.memory["ts_ns"].append(exact_ns([e.ts for e in found]))
+            for column, dtype in MEMORY.items():
+                if column != "ts_ns":
+                    self.memory[column].append(integers([getattr(e.args, column) for e in found], dtype))
+
+    def _fill(self, rows: list, start: np.ndarray, duration: np.ndarray) -> None:
+        names, cats, ids, parts, n = self.names, self.cats, self.ids, self.parts, len(rows)
+        cat = np.array([cats[e.cat] for e in rows], np.int8)
+        args = [e.args for e in rows]
+        column = {"name": np.array([names[e.name] for e in rows], np.int32), "cat": cat, "ts_ns": start, "dur_ns": duration,
+                  "pid": np.array([ids[e.pid] for e in rows], np.int32), "tid": np.array([ids[e.tid] for e in rows], np.int32),
+                  "correlation": integers([a.correlation for a in args])}
+        gpu = np.flatnonzero(np.isin(cat, (KERNEL, MEMCPY, MEMSET, GPU_ANNOTATION, SYNC))).tolist()
+        for name in ("device", "stream", "bytes"):
+            column[name] = self._some(n, gpu, integers([getattr(args[i], name) for i in gpu], COLUMNS[name]), COLUMNS[name])
+        self._places(rows, gpu, column)
+        if self.detail == "full":
+            external = integers([a.external for a in args])
+            if (external == -1).any():
+                external = np.maximum(external, integers([a.external_2021 for a in args]))
+            column["external"] = external
+            host = np.flatnonzero((cat == CPU_OP) | (cat == ANNOTATION)).tolist()
+            column["sequence"] = self._some(n, host, integers([args[i].sequence for i in host]), np.int64)
+            for name in ("shapes", "strides", "dtypes", "stack"):
+                column[name] = self._some(n, host, self._interned([getattr(args[i], name) for i in host]), np.int32)
+            self._collectives([(i, args[i]) for i in gpu if args[i].collective])
+        for name, values in column.items():
+            parts[name].append(values)
+        self.rows += n
+
+    @staticmethod
+    def _some(n: int, where: list, values: np.ndarray, dtype) -> np.ndarray:
+        column = np.full(n, -1, dtype)
+        column[where] = values
+        return column
+
+    def _interned(self, raws: list) -> np.ndarray:
+        texts = self.texts
+        return np.array([texts[bytes(r)] if r else -1 for r in raws], np.int32)
+
+    def _places(self, rows: list, gpu: list, column: dict) -> None:
+        """A device event without a stream or device in its arguments has them as its thread and process."""
+        for i in gpu:
+            if column["device"][i] < 0 and isinstance(rows[i].pid, int) and abs(rows[i].pid) < 1 << 31:
+                column["device"][i] = rows[i].pid
+            if column["stream"][i] < 0:
+                digits = str(rows[i].tid).rpartition(" ")[2]
+                column["stream"][i] = int(digits) if digits.isdigit() and len(digits) < 10 else -1
+
+    def _collectives(self, found: list) -> None:
+        for i, a in found:
+            self.collectives["row"].append(self.rows + i)
+            self.collectives["name"].append(self.texts[bytes(a.collective)])
+            self.collectives["group"].append(self.texts[bytes(a.group)])
+            digits = bytes(a.elements)
+            self.collectives["elements"].append(int(digits) if digits.isdigit() and len(digits) < 19 else -1)
+
+    def columns(self) -> Events:
+        """The finished columns; the parts are given up one by one, so that memory holds one column twice, not all."""
+        done = {}
+        for name, dtype in COLUMNS.items():
+            parts = self.parts.pop(name)
+            done[name] = np.concatenate(parts).astype(dtype, copy=False) if parts else np.full(self.rows, -1, dtype)
+        return Events(**done)
