@@ -17,7 +17,8 @@ OTHER, KERNEL, MEMCPY, MEMSET, RUNTIME, DRIVER, CPU_OP, ANNOTATION, GPU_ANNOTATI
 # the names that PyTorch has given them since 2021 (libkineto: GenericTraceActivity, output_json.cpp; ROCm and XPU alike)
 _KNOWN = {"operator": CPU_OP, "runtime": RUNTIME, "memcpy": MEMCPY, "memset": MEMSET, "concurrent_kernel": KERNEL,
           "privateuse1_runtime": RUNTIME, "xpu_runtime": RUNTIME, "privateuse1_driver": DRIVER, "xpu_driver": DRIVER,
-          "hip_runtime": RUNTIME, "user_annotation": ANNOTATION, **{c: i for i, c in enumerate(CATEGORIES)}}
+          "hip_runtime": RUNTIME, "": CPU_OP,     # no category at all: the Python export
+          "user_annotation": ANNOTATION, **{c: i for i, c in enumerate(CATEGORIES)}}
 #: What the 2021 layout calls an operator, although it is an annotation.
 STEP, LOADER = "ProfilerStep#", "enumerate(DataLoader)#"
 EXACT_BELOW = float(1 << 43)    # microseconds whose nanoseconds a float64 still tells apart (half a unit in the last place: 0.49 ns)
@@ -117,7 +118,8 @@ def integers(values: list, dtype=np.int64) -> np.ndarray:
         return np.array(values, dtype)
     except (TypeError, ValueError, OverflowError):
         top = np.iinfo(dtype).max
-        return np.array([int(v) if isinstance(v, (int, float)) and abs(v) <= top else -1 for v in values], dtype)
+        whole = [int(v) if isinstance(v, (int, float)) or isinstance(v, str) and v.isdigit() and len(v) < 19 else -1 for v in values]
+        return np.array([v if abs(v) <= top else -1 for v in whole], dtype)
 
 
 def exact_ns(raws: list) -> np.ndarray:
@@ -218,8 +220,9 @@ class Builder:
                   "pid": np.array([ids[e.pid] for e in rows], np.int32), "tid": np.array([ids[e.tid] for e in rows], np.int32),
                   "correlation": integers([a.correlation for a in args])}
         gpu = np.flatnonzero(np.isin(cat, (KERNEL, MEMCPY, MEMSET, GPU_ANNOTATION, SYNC))).tolist()
-        for name in ("device", "stream", "bytes"):
-            column[name] = self._some(n, gpu, integers([getattr(args[i], name) for i in gpu], COLUMNS[name]), COLUMNS[name])
+        calls = np.flatnonzero(cat == RUNTIME).tolist()             # ROCm has the size of a copy only in the call
+        for name, where in (("device", gpu), ("stream", gpu), ("bytes", gpu + calls)):
+            column[name] = self._some(n, where, integers([getattr(args[i], name) for i in where], COLUMNS[name]), COLUMNS[name])
         self._places(rows, gpu, column)
         if self.detail == "full":
             external = integers([a.external for a in args])

@@ -35,8 +35,7 @@ class SummaryArgs(Struct, gc=False, frozen=True):
     correlation: Union[int, None] = NO
     stream: Union[int, str, None] = NO              # ROCm writes "0x0" into the runtime call's
     device: Union[int, str, None] = NO
-    bytes: Union[int, float, None] = NO
-
+    bytes: Union[int, float, str, None] = NO        # text in ROCm's copies
 
 class FullArgs(SummaryArgs, gc=False, frozen=True):
     """The arguments that the complete analysis needs; texts stay raw and are interned."""
