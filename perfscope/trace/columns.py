@@ -271,4 +271,7 @@ class Builder:
         for name, dtype in COLUMNS.items():
             parts = self.parts.pop(name)
             done[name] = np.concatenate(parts).astype(dtype, copy=False) if parts else np.full(self.rows, -1, dtype)
+        marks = np.array([n.startswith((STEP, LOADER, "Optimizer.")) for n in self.names], bool)
+        if marks.any():                                 # the 2021 layout has them among the operators
+            done["cat"][marks[done["name"]] & (done["cat"] == CPU_OP)] = ANNOTATION
         return Events(**done)
