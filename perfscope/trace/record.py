@@ -38,11 +38,13 @@ class Recorder:
 
     step: Callable[[], Any]
     rank: int = 0
+    calls: int = 0
     files: list[Path] = field(default_factory=list)
     found: tb.Survey | None = None
     problems: list[Warned] = field(default_factory=list)
 
     def __call__(self) -> None:
+        self.calls += 1
         self.step()
 
 
@@ -99,7 +101,7 @@ def record(out, *, steps: int = STEPS, warmup: int = WARMUP, shapes: bool = Fals
                 stack.enter_context(marked(model, optimizer))
             stack.enter_context(profiler)
             yield recorder
-    finish(recorder, folder, dict(steps=steps, shapes=shapes, stacks=stacks, modules=modules, memory=memory, kernels=cuda and _ran_on_cuda()))
+    finish(recorder, folder, dict(steps=steps, run=min(steps, recorder.calls - warmup), shapes=shapes, stacks=stacks, modules=modules, memory=memory, kernels=cuda and _ran_on_cuda()))
 
 
 def _ran_on_cuda() -> bool:
@@ -127,8 +129,9 @@ def finish(recorder: Recorder, folder: Path, asked: dict) -> None:
 def missing(found: tb.Survey, asked: dict) -> list[Warned]:
     """What was asked for and is not in the trace."""
     out, c = [], found.counts
-    if len(found.steps) < asked["steps"]:
-        out.append(Warned("few-steps", f"{len(found.steps)} of {asked['steps']} steps are in the trace: the loop ended too early",
+    there = min(len(found.steps), asked["run"])        # the profiler opens one more step, which stays empty
+    if there < asked["steps"]:
+        out.append(Warned("few-steps", f"{there} of {asked['steps']} steps are in the trace: the loop ended too early",
                           "Run more iterations (warm-up + steps), and call step() after each."))
     if asked["kernels"] and not c["kernels"]:
         out.append(Warned("no-kernels", "no GPU kernel is in the trace, though CUDA was used: CUPTI could not record",
