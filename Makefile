@@ -33,7 +33,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[test,view]'
 	$(PIP) pyyaml huggingface_hub safetensors pillow
 	$(PIP) --no-deps timm
 	@touch $@

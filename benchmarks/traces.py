@@ -20,6 +20,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from perfscope.trace.cache import places
+from perfscope.trace.text import Source
+
 NUMBER = re.compile(rb'("ts": |"External id": |"external id": |"correlation": |"id": |"Sequence number": |ProfilerStep#)(\d+)')
 KEPT = 2                    # copies that keep their steps: 2 x 3 of the A100 trace
 
@@ -82,6 +85,9 @@ def run(path: Path, peer: str | None, repeat: int) -> list[dict]:
         env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": home}
         tasks = [("summary", "summary", False), ("complete", "full", False), ("complete, writes the cache", "full", True),
                  ("re-opened from the cache", "full", True)]
+        for suffix in ("columns", "analysis"):
+            for old in places(Source(str(path)), "full", suffix):
+                old.unlink(missing_ok=True)
         for name, detail, cache in tasks:
             got = [child(sys.executable, CHILD.format(body=OURS.format(detail=detail, cache=cache), result=RESULT), path, env)
                    for _ in range(repeat if not cache else 1)]

@@ -15,7 +15,7 @@ import traceback
 
 from perfscope.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_USAGE, PerfscopeError
 
-COMMANDS = ("breakdown", "report", "compare", "env", "selfcheck", "list")
+COMMANDS = ("breakdown", "report", "compare", "trace", "env", "selfcheck", "list")
 EXIT_BUG = 70   # sysexits.h, EX_SOFTWARE
 
 
@@ -40,7 +40,11 @@ def app():
             raise typer.Exit()
 
     for name in COMMANDS:
-        application.command(name)(import_module(f"perfscope.cli.{name}").command)
+        module = import_module(f"perfscope.cli.{name}")
+        if hasattr(module, "application"):      # a command with commands of its own
+            application.add_typer(module.application, name=name)
+        else:
+            application.command(name)(module.command)
     return application
 
 

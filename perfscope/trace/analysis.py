@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from perfscope.record import Warned
+from perfscope.trace import cache as store
 from perfscope.trace.columns import KERNEL, LOADER, Rank, Trace
 from perfscope.trace.host import link
 from perfscope.trace.intervals import union
@@ -87,10 +88,26 @@ def analyze_files(path, detail: str = "full", limit_bytes: int | None = None, ex
     return _joined([a for a, _ in good], warnings + [w for _, some in good for w in some], detail)
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of an analysed rank; `key` as in cache.py."""
+
+    key: dict
+    rank: RankAnalysis
+    warnings: list[Warned]
+
+
 def _one(source, detail, limit_bytes, cache):
+    cache = cache and source.path != "-"
+    known = store.load_analysis(source, detail, _Kept) if cache else None
+    if known is not None:
+        return known.rank, known.warnings
     rank = read_rank(source, detail, limit_bytes, cache)
     done = analyze_rank(rank)
-    return done, [*rank.warnings, *_odd(done, rank.meta)]
+    warnings = [*rank.warnings, *_odd(done, rank.meta)]
+    if cache and rank.counts["bytes"] >= store.FROM_BYTES:
+        store.save_analysis(source, detail, _Kept(store.key(source, detail), done, warnings))
+    return done, warnings
 
 
 def _joined(done: list[RankAnalysis], warnings: list[Warned], detail: str) -> Analysis:
@@ -115,7 +132,7 @@ def analyze_rank(rank: Rank) -> RankAnalysis:
     called = np.where(links.call >= 0, e.ts_ns[np.maximum(links.call, 0)], -1) if len(e) else links.call
     rows: list[Step] = []
     spans: list[Step] = []
-    numbers = np.unique(e.device[links.gpu]).tolist()
+    numbers = sorted(set(e.device[links.gpu].tolist()))
     for number in numbers or [-1]:
         mine = np.flatnonzero(e.device[links.gpu] == number)
         d = device(rank, number, links.gpu[mine], collective)

@@ -14,6 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from perfscope.record import Warned
@@ -21,7 +22,7 @@ from perfscope.trace.columns import COLLECTIVE, COLUMNS, MEMORY, Events, Rank
 from perfscope.trace.text import Source
 
 MAGIC = b"perfscope-columns"
-VERSION = 1                     # raise it whenever reading gives other columns
+VERSION = 1                     # raise it whenever reading or analysing gives something else
 ALIGN = 64                      # bytes; a cache line
 FROM_BYTES = 4 << 20            # text below this is read anew faster than a cache is worth the clutter
 
@@ -118,5 +119,22 @@ def load(source: Source, detail: str) -> Rank | None:
                         collectives=group("collectives", COLLECTIVE), blocks=arrays["blocks"],
                         warnings=tuple(Warned(*w) for w in header["warnings"]))
         except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def save_analysis(source: Source, detail: str, kept) -> Path | None:
+    """Keeps an analysis (a dataclass with a `key`) as JSON beside the columns."""
+    return _placed(places(source, detail, "analysis"), lambda f: f.write(msgspec.json.encode(kept)))
+
+
+def load_analysis(source: Source, detail: str, kind: type):
+    """The analysis that was kept, as `kind`, or None."""
+    for path in places(source, detail, "analysis"):
+        try:
+            kept = msgspec.json.decode(path.read_bytes(), type=kind)
+            if kept.key == key(source, detail):
+                return kept
+        except (OSError, ValueError, msgspec.MsgspecError):
             continue
     return None

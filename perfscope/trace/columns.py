@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from perfscope.record import Warned
-from perfscope.trace.decode import (EVENT, FastFull, FastSummary, Instant, LARGEST_US, Meta, nanoseconds)
+from perfscope.trace.decode import (EVENT, Instant, LARGEST_US, Meta, nanoseconds)
 
 #: Canonical categories; `Events.cat` is an index into this.
 CATEGORIES = ("other", "kernel", "gpu_memcpy", "gpu_memset", "cuda_runtime", "cuda_driver", "cpu_op", "user_annotation",
@@ -27,7 +29,10 @@ SENTINEL = -1
 
 @dataclass(frozen=True)
 class Events:
-    """Equally long arrays, one row per event with a duration, in the order of the file. See perfscope.trace."""
+    """Equally long arrays of integers, one row per event with a duration, in the order of the file. See perfscope.trace.
+
+    Times are int64; the other columns are as narrow as their numbers allow, so widen before multiplying.
+    """
 
     name: np.ndarray
     cat: np.ndarray
@@ -155,6 +160,25 @@ def quick_ns(values: list) -> np.ndarray | None:
     return whole.astype(np.int64) * 1000 + np.rint((numbers - whole) * 1000).astype(np.int64)
 
 
+def _small(values: np.ndarray, dtype) -> np.ndarray:
+    """The same numbers in the fewest bytes: ids in 16 or 32 bits where they fit, no memory at all where all are -1."""
+    if dtype == np.int8 or not len(values):
+        return values
+    low, high = int(values.min()), int(values.max())
+    if low == high == -1:
+        return np.broadcast_to(np.array(-1, np.int16), len(values))
+    for narrow in (np.int16, np.int32):
+        if np.iinfo(narrow).min <= low and high <= np.iinfo(narrow).max:
+            return values.astype(narrow, copy=False)
+    return values
+
+
+_TS, _DUR, _NAME, _CAT, _PID, _TID, _ARGS = map(attrgetter, ("ts", "dur", "name", "cat", "pid", "tid", "args"))
+_CORRELATION, _EXTERNAL = attrgetter("correlation"), attrgetter("external")
+_ON_DEVICE = np.isin(np.arange(len(CATEGORIES)), (KERNEL, MEMCPY, MEMSET, GPU_ANNOTATION, SYNC))
+_IN_SUMMARY = ~np.isin(np.arange(len(CATEGORIES)), (CPU_OP, PYTHON, OTHER))
+
+
 @dataclass
 class Builder:
     """Fills the columns block by block. `add` gives False, and takes nothing, if the block needs the exact decoder."""
@@ -171,61 +195,59 @@ class Builder:
     rows: int = 0
     events: int = 0
 
-    def add(self, events: list) -> bool:
+    def add(self, events: list, exact: bool) -> bool:
         """The events of one block. All that carry a duration become rows. False: times that are not to be had exactly, or bad."""
-        types = [type(e) for e in events]
-        wanted = tuple(EVENT.values())
-        rows = [e for e, t in zip(events, types) if t in wanted]
-        exact = bool(rows) and type(rows[0]) not in (FastSummary, FastFull)
+        kind = EVENT[self.detail, exact]
+        rows = [e for e in events if type(e) is kind]
         convert = exact_ns if exact else quick_ns
         try:
-            duration = convert([e.dur for e in rows])
+            duration = convert(list(map(_DUR, rows)))
             if duration is None or (len(duration) and duration.min() < 0):
                 return False
-            if self.detail == "summary":
-                rows, duration = self._needed(rows, duration)
-            start = convert([e.ts for e in rows])
+            start = convert(list(map(_TS, rows)))
         except (ValueError, TypeError):
             return False
         if start is None:
             return False
-        self._others(events, types)
+        if len(rows) < len(events):
+            self._others(events)
         self.events += len(events)
+        cat = np.fromiter(map(self.cats.__getitem__, map(_CAT, rows)), np.int8, len(rows))
+        if self.detail == "summary" and rows:
+            keep = (_IN_SUMMARY[cat] | np.fromiter((e.name.startswith((STEP, LOADER)) for e in rows), bool, len(rows)))
+            rows, start, duration, cat = list(compress(rows, keep.tolist())), start[keep], duration[keep], cat[keep]
         if rows:
-            self._fill(rows, start, duration)
+            self._fill(rows, start, duration, cat)
         return True
 
-    def _needed(self, rows: list, duration: np.ndarray):
-        cats = self.cats
-        keep = [i for i, e in enumerate(rows) if cats[e.cat] not in (CPU_OP, PYTHON, OTHER) or e.name.startswith((STEP, LOADER))]
-        return [rows[i] for i in keep], duration[keep]
-
-    def _others(self, events: list, types: list) -> None:
-        metas = [e for e, t in zip(events, types) if t is Meta]
-        self.labels += [(e.name, e.pid, e.tid, bytes(e.args.name or e.args.labels)) for e in metas if e.args.name or e.args.labels]
-        if self.detail == "summary":
+    def _others(self, events: list) -> None:
+        types = set(map(type, events))
+        if Meta in types:
+            metas = [e for e in events if type(e) is Meta and (e.args.name or e.args.labels)]
+            self.labels += [(e.name, e.pid, e.tid, bytes(e.args.name or e.args.labels)) for e in metas]
+        if self.detail == "summary" or Instant not in types:
             return
-        found = [e for e, t in zip(events, types) if t is Instant and e.name == "[memory]"]
+        found = [e for e in events if type(e) is Instant and e.name == "[memory]"]
         if found:
             self.memory["ts_ns"].append(exact_ns([e.ts for e in found]))
             for column, dtype in MEMORY.items():
                 if column != "ts_ns":
                     self.memory[column].append(integers([getattr(e.args, column) for e in found], dtype))
 
-    def _fill(self, rows: list, start: np.ndarray, duration: np.ndarray) -> None:
-        names, cats, ids, parts, n = self.names, self.cats, self.ids, self.parts, len(rows)
-        cat = np.array([cats[e.cat] for e in rows], np.int8)
-        args = [e.args for e in rows]
-        column = {"name": np.array([names[e.name] for e in rows], np.int32), "cat": cat, "ts_ns": start, "dur_ns": duration,
-                  "pid": np.array([ids[e.pid] for e in rows], np.int32), "tid": np.array([ids[e.tid] for e in rows], np.int32),
-                  "correlation": integers([a.correlation for a in args])}
-        gpu = np.flatnonzero(np.isin(cat, (KERNEL, MEMCPY, MEMSET, GPU_ANNOTATION, SYNC))).tolist()
+    def _fill(self, rows: list, start: np.ndarray, duration: np.ndarray, cat: np.ndarray) -> None:
+        parts, n = self.parts, len(rows)
+        args = list(map(_ARGS, rows))
+        column = {"name": np.fromiter(map(self.names.__getitem__, map(_NAME, rows)), np.int32, n), "cat": cat, "ts_ns": start, "dur_ns": duration,
+                  "pid": np.fromiter(map(self.ids.__getitem__, map(_PID, rows)), np.int32, n),
+                  "tid": np.fromiter(map(self.ids.__getitem__, map(_TID, rows)), np.int32, n),
+                  "correlation": integers(list(map(_CORRELATION, args)))}
+        gpu = np.flatnonzero(_ON_DEVICE[cat]).tolist()
         calls = np.flatnonzero(cat == RUNTIME).tolist()             # ROCm has the size of a copy only in the call
         for name, where in (("device", gpu), ("stream", gpu), ("bytes", gpu + calls)):
             column[name] = self._some(n, where, integers([getattr(args[i], name) for i in where], COLUMNS[name]), COLUMNS[name])
         self._places(rows, gpu, column)
         if self.detail == "full":
-            external = integers([a.external for a in args])
+            external = integers(list(map(_EXTERNAL, args)))
             if (external == -1).any():
                 external = np.maximum(external, integers([a.external_2021 for a in args]))
             column["external"] = external
@@ -235,13 +257,14 @@ class Builder:
                 column[name] = self._some(n, host, self._interned([getattr(args[i], name) for i in host]), np.int32)
             self._collectives([(i, args[i]) for i in gpu if args[i].collective])
         for name, values in column.items():
-            parts[name].append(values)
+            parts[name].append(_small(values, COLUMNS[name]))
         self.rows += n
 
     @staticmethod
     def _some(n: int, where: list, values: np.ndarray, dtype) -> np.ndarray:
         column = np.full(n, -1, dtype)
-        column[where] = values
+        if len(where):
+            column[where] = values
         return column
 
     def _interned(self, raws: list) -> np.ndarray:
@@ -270,7 +293,10 @@ class Builder:
         done = {}
         for name, dtype in COLUMNS.items():
             parts = self.parts.pop(name)
-            done[name] = np.concatenate(parts).astype(dtype, copy=False) if parts else np.full(self.rows, -1, dtype)
+            if not parts or all(p.strides == (0,) for p in parts):
+                done[name] = np.broadcast_to(np.array(-1, dtype), self.rows)
+            else:
+                done[name] = np.concatenate(parts)
         marks = np.array([n.startswith((STEP, LOADER, "Optimizer.")) for n in self.names], bool)
         if marks.any():                                 # the 2021 layout has them among the operators
             done["cat"][marks[done["name"]] & (done["cat"] == CPU_OP)] = ANNOTATION

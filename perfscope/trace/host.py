@@ -40,7 +40,7 @@ def link(rank: Rank) -> Links:
     of the backward pass has that of the forward operator with the same autograd sequence number.
     """
     e = rank.events
-    gpu = np.flatnonzero(np.isin(e.cat, (KERNEL, MEMCPY, MEMSET)))
+    gpu = np.flatnonzero((e.cat == KERNEL) | (e.cat == MEMCPY) | (e.cat == MEMSET))
     call = _calls(rank, gpu)
     none = np.full(len(gpu), -1, np.int64)
     host = np.flatnonzero(e.cat == CPU_OP)

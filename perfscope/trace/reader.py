@@ -144,7 +144,7 @@ class _Reader:
         taken = False
         for exact in ((True,) if self.exact else (False, True)):
             try:
-                taken = self.builder.add(LISTS[self.detail, exact].decode(whole))
+                taken = self.builder.add(LISTS[self.detail, exact].decode(whole), exact)
             except REFUSED:
                 break
             if taken:
@@ -170,9 +170,9 @@ class _Reader:
                     self.lost.append((offset, "a negative duration"))
                     continue
             good.append(event)
-        if not self.builder.add(good):
+        if not self.builder.add(good, True):
             good = [e for e in good if _fits(e)]
-            if not self.builder.add(good):
+            if not self.builder.add(good, True):
                 raise TraceError(f"{self.source.label}: the events from byte {self.at} cannot be used", "Please report this trace.")
         self.lost += out.lost
         self.repaired += out.repaired

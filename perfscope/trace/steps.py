@@ -130,12 +130,14 @@ def idle(rank: Rank, d: Device, launched: np.ndarray, low: int, high: int) -> di
     unknown = call < 0
     split = np.clip(call, a, b)                             # up to here the host had not asked for it
     queued = (call <= a) & ~unknown
-    last = np.flatnonzero(np.isin(end, a))                  # what ended where a gap begins, and on which stream
-    pairs = np.stack((np.searchsorted(a, end[last]), stream[last]), 1)
+    where = np.minimum(np.searchsorted(a, end), max(len(a) - 1, 0))
+    last = np.flatnonzero(a[where] == end) if len(a) else np.zeros(0, np.int64)     # what ended where a gap begins, and its stream
+    pairs = np.stack((where[last], stream[last]), 1)
     mine = np.stack((np.arange(len(a)), np.where(follows, next_stream[np.minimum(at, max(len(start) - 1, 0))] if len(start) else 0, -2)), 1)
     width = int(max(stream.max(initial=0), 0)) + 4
     same = np.isin(mine[:, 0] * width + mine[:, 1] + 2, pairs[:, 0] * width + pairs[:, 1] + 2)
-    nothing_before = ~np.isin(a, end)
+    nothing_before = np.ones(len(a), bool)
+    nothing_before[where[last]] = False
     other = queued & ~same & ~nothing_before
     known = ~unknown
     return {"host": union(a[known], split[known]), "unknown": union(a[unknown], b[unknown]), "stream": union(a[other], b[other]),

@@ -124,15 +124,25 @@ def sums(key: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
     return out
 
 
+def _groups(index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers below n that occur, each element's place among them, and how often: np.unique without sorting."""
+    count = np.bincount(index, minlength=n)
+    used = np.flatnonzero(count)
+    place = np.zeros(max(n, 1), np.int64)
+    place[used] = np.arange(len(used))
+    return used, place[index], count[used]
+
+
 def _callers(names: list[str], own: np.ndarray, callers: np.ndarray, dur: np.ndarray, most: int = 5) -> dict[int, tuple[Caller, ...]]:
     """For each kernel name: who launched it, the longest first. `callers`: name index, -1 for none."""
-    pairs, where, count = np.unique(np.stack((own, callers), 1), axis=0, return_inverse=True, return_counts=True)
-    total = sums(where.reshape(-1), dur, len(pairs))
+    key = own.astype(np.int64) * (len(names) + 1) + callers + 1
+    pairs, where, count = np.unique(key, return_inverse=True, return_counts=True)
+    total = sums(where, dur, len(pairs))
     found: dict[int, list[Caller]] = {}
     for i in np.argsort(-total, kind="stable").tolist():
-        k, c = pairs[i].tolist()
-        if c >= 0:
-            found.setdefault(k, []).append(Caller(names[c], int(count[i]), int(total[i])))
+        k, c = divmod(int(pairs[i]), len(names) + 1)
+        if c:
+            found.setdefault(k, []).append(Caller(names[c - 1], int(count[i]), int(total[i])))
     return {k: tuple(v[:most]) for k, v in found.items()}
 
 
@@ -146,7 +156,7 @@ def kernels(rank: Rank, links: Links) -> tuple[KernelRow, ...]:
     mine = np.flatnonzero(e.cat[links.gpu] == KERNEL)
     rows = links.gpu[mine]
     names, dur = e.name[rows], e.dur_ns[rows]
-    used, index, count = np.unique(names, return_inverse=True, return_counts=True)
+    used, index, count = _groups(names, len(rank.names))
     total, n = sums(index, dur, len(used)), len(used)
     low, high = np.full(n, np.iinfo(np.int64).max), np.zeros(n, np.int64)
     np.minimum.at(low, index, dur)
@@ -226,7 +236,8 @@ def launches(rank: Rank, links: Links) -> Launches:
 
     def rank_of(values, q):                             # nearest rank: a value that occurred, no interpolation
         return int(values[min(n - 1, max(0, -(-n * q // 100) - 1))]) if n else 0
-    calls = np.unique(call[known])
+    calls = np.zeros(len(e), bool)
+    calls[call[known]] = True
     lost = ~known
     return Launches(n, int(lost.sum()), int(e.dur_ns[gpu[lost]].sum()), int((lost & kernel).sum()), int(e.dur_ns[gpu[lost & kernel]].sum()),
                     int(short.sum()), int(e.dur_ns[gpu[short]].sum()), rank_of(delay, 50), rank_of(delay, 95), rank_of(queue, 50),
@@ -269,7 +280,7 @@ def copies(rank: Rank, links: Links) -> tuple[Copy, ...]:
     rows, call = links.gpu[mine], links.call[mine]
     size = np.where((e.bytes[rows] < 0) & (call >= 0), e.bytes[np.maximum(call, 0)], e.bytes[rows]) if len(rows) else rows
     found = []
-    for name in np.unique(e.name[rows]).tolist():
+    for name in np.flatnonzero(np.bincount(e.name[rows])).tolist() if len(rows) else []:
         of = e.name[rows] == name
         ns = int(e.dur_ns[rows[of]].sum())
         known = bool((size[of] >= 0).all())
