@@ -49,7 +49,7 @@ def record(model: o.Model = "resnet9", batch: BatchSize = "", dtype: o.Dtype = "
                                            cuda_graph=cuda_graph, device=device, input_shape=options.shape(input) if input else (), classes=classes, seed=seed))
     if len(wanted.batch_sizes) > 1:
         raise UsageError("a trace is of one batch size", "For example: --batch 128")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")      # read when torch is loaded: its progress is not the user's
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")      # read when torch is loaded: its progress is not the user's
     from perfscope.breakdown import new_id
     from perfscope.measure.ranks import leave, world
     from perfscope.trace.record import record_model

@@ -160,4 +160,7 @@ def _odd(a: RankAnalysis, meta: dict) -> list[Warned]:
         n, share = a.launches.without_launch, a.launches.without_launch_ns / max(a.device_events_ns, 1)
         found.append(Warned("no_launch", f"{a.source}: {n} device events ({share:.1%} of device time) were launched before the trace began or by calls it does "
                             "not have: they count in every total, but have no operator"))
+    if a.launches and a.launches.ambiguous:
+        found.append(Warned("ids_repeat", f"{a.source}: {a.launches.ambiguous} device events have a correlation id that several calls share: they are "
+                            "attributed to the first of them; totals do not depend on it"))
     return found

@@ -162,7 +162,8 @@ def lenient(piece: bytes, at: int, detail: str, last: bool = False) -> Lenient:
         if not _keep(out, text, at + begin, detail):
             broken_off = last and i == len(starts) - 2
             if text.strip() and not (broken_off and text.strip() in (b"]", b"]}")):
-                out.lost.append((at + begin, "the text breaks off" if broken_off else _why(text)))
+                why = "the text breaks off" if broken_off else _why(text)
+                out.lost += [(at + begin, why)] * max(1, text.count(b'"ph"'))     # a broken one may have swallowed the next
         i += 1
     return out
 
@@ -255,12 +256,12 @@ def _coerced(data: dict, detail: str, how: list):
     clean["args"] = {k: v for k, v in clean["args"].items() if _fits(phase, k, v, detail)}
     if len(clean["args"]) < len(args):
         how.append("an argument of the wrong type")
-    return ONES[detail].decode(json.dumps(clean, default=str).encode())
+    return ONES[detail].decode(json.dumps(clean, default=str, ensure_ascii=False).encode(errors="replace"))
 
 
 def _fits(phase: str, key: str, value, detail: str) -> bool:
     try:
-        ONES[detail].decode(json.dumps({"ph": phase, "args": {key: value}}, default=str).encode())
+        ONES[detail].decode(json.dumps({"ph": phase, "args": {key: value}}, default=str, ensure_ascii=False).encode(errors="replace"))
         return True
     except REFUSED:
         return False

@@ -24,6 +24,7 @@ class Links:
     module: np.ndarray
     ops: Nest | None
     position: np.ndarray            # of `op` in ops, -1: none
+    ambiguous: int = 0              # device events whose correlation id several calls share (the first one counts)
 
 
 def threads(rank: Rank, rows: np.ndarray) -> np.ndarray:
@@ -41,20 +42,20 @@ def link(rank: Rank) -> Links:
     """
     e = rank.events
     gpu = np.flatnonzero((e.cat == KERNEL) | (e.cat == MEMCPY) | (e.cat == MEMSET))
-    call = _calls(rank, gpu)
+    call, ambiguous = _calls(rank, gpu)
     none = np.full(len(gpu), -1, np.int64)
     host = np.flatnonzero(e.cat == CPU_OP)
     if not len(host) or rank.detail != "full":
-        return Links(gpu, call, none, none, None, none)
+        return Links(gpu, call, none, none, None, none, ambiguous)
     ops = nest(host, threads(rank, host), e.ts_ns[host], e.ts_ns[host] + e.dur_ns[host])
     known = np.flatnonzero(call >= 0)
     position = none.copy()
     position[known] = ops.innermost(threads(rank, call[known]), e.ts_ns[call[known]])
     op = np.where(position >= 0, ops.rows[position], -1) if len(ops.rows) else none
-    return Links(gpu, call, op, _modules(rank, ops, call, position), ops, position)
+    return Links(gpu, call, op, _modules(rank, ops, call, position), ops, position, ambiguous)
 
 
-def _calls(rank: Rank, gpu: np.ndarray) -> np.ndarray:
+def _calls(rank: Rank, gpu: np.ndarray) -> tuple[np.ndarray, int]:
     e = rank.events
     calls = np.flatnonzero(((e.cat == RUNTIME) | (e.cat == DRIVER)) & (e.correlation >= 0))
     ids = e.correlation[calls]
@@ -66,7 +67,8 @@ def _calls(rank: Rank, gpu: np.ndarray) -> np.ndarray:
     hit[inside] = ids[found[inside]] == e.correlation[gpu[inside]]
     result = np.full(len(gpu), -1, np.int64)
     result[hit] = calls[found[hit]]
-    return result
+    twice = np.append(ids[1:] == ids[:-1], False) if len(ids) else np.zeros(0, bool)
+    return result, int(twice[found[hit]].sum())
 
 
 def _modules(rank: Rank, ops: Nest, call: np.ndarray, position: np.ndarray) -> np.ndarray:

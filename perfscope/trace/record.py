@@ -75,7 +75,7 @@ def record(out, *, steps: int = STEPS, warmup: int = WARMUP, shapes: bool = Fals
     folder = _writable(Path(out))
     cuda = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")              # its progress is not the user's
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")              # its progress is not the user's
     recorder = Recorder(step=lambda: None, rank=rank)
 
     def ready(profiler) -> None:

@@ -92,6 +92,7 @@ class Launches:
     queue_median: int
     queue_max: int
     host_ns: int                    # the time inside the calls
+    ambiguous: int = 0              # device events whose correlation id several calls share
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def launches(rank: Rank, links: Links) -> Launches:
     lost = ~known
     return Launches(n, int(lost.sum()), int(e.dur_ns[gpu[lost]].sum()), int((lost & kernel).sum()), int(e.dur_ns[gpu[lost & kernel]].sum()),
                     int(short.sum()), int(e.dur_ns[gpu[short]].sum()), rank_of(delay, 50), rank_of(delay, 95), rank_of(queue, 50),
-                    int(queue[-1]) if n else 0, int(e.dur_ns[calls].sum()))
+                    int(queue[-1]) if n else 0, int(e.dur_ns[calls].sum()), links.ambiguous)
 
 
 def syncs(rank: Rank, links: Links) -> tuple[Sync, ...]:

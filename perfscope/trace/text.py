@@ -25,7 +25,7 @@ except ImportError:
     _zlib, _ERRORS = zlib, (zlib.error,)
 
 CHUNK = 1 << 18             # text at a time: its thousand events stay in the second-level cache (1 MB costs 15 % more CPU)
-PACKED = 1 << 16            # compressed bytes handed over at a time; deflate makes at most 1032 x of it (zlib's own docs)
+PACKED = 1 << 12            # compressed bytes handed over at a time: what a damaged place can take with it
 LIMIT = 64 << 30            # text of one file; ten times the largest trace reported in PyTorch's issues
 RATIO = 300                 # real traces shrink 8 to 40 times, one repeated a hundred times 60; a bomb of zeros 1000 times
 RATIO_FROM = 256 << 20      # the ratio is looked at after this much text: small files may be as repetitive as they like
@@ -127,7 +127,7 @@ def spooled(limit: int) -> str:
 
 def _unpacked(stream: BinaryIO, source: Source, broken: list[Break], limit: int) -> Iterator[bytes]:
     read = _reader(stream, broken)
-    first = read(PACKED)
+    first = read(512)
     if not first:
         raise TraceError(f"{source.label} is empty (0 bytes)", "The profiler did not finish writing it: record it again.")
     if first[:2] == b"\x1f\x8b":
@@ -173,7 +173,7 @@ def _gunzip(packed: bytes, read, source: Source, broken: list[Break], limit: int
         try:
             piece = engine.decompress(packed, CHUNK)
         except _ERRORS as e:
-            broken.append(Break(size, f"the gzip stream is damaged ({e})"))
+            broken.append(Break(size, f"the gzip stream is damaged near its byte {taken - len(packed)} ({e})"))
             break
         packed = engine.unconsumed_tail
         if engine.eof:
