@@ -24,7 +24,7 @@ real = pytest.mark.skipif(not TRACES.is_dir(), reason="needs $PERFSCOPE_DATA/tra
 
 
 def op(name, ts, dur, cat="cpu_op", tid=1, **args):
-    return {"ph": "X", "cat": cat, "name": name, "pid": 1, "tid": tid, "ts": ts, "dur": dur, "args": args}
+    return {"ph": "X", "cat": cat, "name": name, "pid": args.get("device", 1), "tid": tid, "ts": ts, "dur": dur, "args": args}
 
 
 def made():
@@ -286,7 +286,9 @@ def test_tensorboard_shows_the_run_and_leaves_no_process(tmp_path, number):
         assert answer["runs"] == [folder.name]
         shown = json.loads(get(f"{base}data/plugin/perfscope/runs")[2])["runs"]
         assert [(r["kind"], r["id"]) for r in shown] == [("trace", f"{folder.name}/rank_0.trace.json.gz")]
-        overview = json.loads(get(f"{base}data/plugin/pytorch_profiler/overview?run={folder.name}&worker=rank_0&view=Overview")[2])
+        of = f"run={folder.name}&worker=rank_0"
+        span = json.loads(get(f"{base}data/plugin/pytorch_profiler/spans?{of}")[2])[0]
+        overview = json.loads(get(f"{base}data/plugin/pytorch_profiler/overview?{of}&span={span}&view=Overview")[2])
         assert {"title": "Device Type", "value": "GPU"} in overview["environments"]
     finally:
         child.send_signal(number)

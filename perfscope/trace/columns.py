@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import compress
 from operator import attrgetter
 from typing import Any
 
@@ -176,7 +175,15 @@ def _small(values: np.ndarray, dtype) -> np.ndarray:
 _TS, _DUR, _NAME, _CAT, _PID, _TID, _ARGS = map(attrgetter, ("ts", "dur", "name", "cat", "pid", "tid", "args"))
 _CORRELATION, _EXTERNAL = attrgetter("correlation"), attrgetter("external")
 _ON_DEVICE = np.isin(np.arange(len(CATEGORIES)), (KERNEL, MEMCPY, MEMSET, GPU_ANNOTATION, SYNC))
-_IN_SUMMARY = ~np.isin(np.arange(len(CATEGORIES)), (CPU_OP, PYTHON, OTHER))
+_MARKS = (STEP, LOADER)
+
+
+class _InSummary(dict):
+    """category -> whether the summary needs its events."""
+
+    def __missing__(self, key):
+        value = self[key] = _KNOWN.get(key.lower(), OTHER) not in (CPU_OP, PYTHON, OTHER)
+        return value
 
 
 @dataclass
@@ -189,6 +196,7 @@ class Builder:
     ids: _Ids = field(default_factory=_Ids)
     cats: _Categories = field(default_factory=_Categories)
     texts: _Numbers = field(default_factory=_Numbers)
+    keep: _InSummary = field(default_factory=_InSummary)
     memory: dict[str, list] = field(default_factory=lambda: {c: [] for c in MEMORY})
     collectives: dict[str, list] = field(default_factory=lambda: {c: [] for c in COLLECTIVE})
     labels: list = field(default_factory=list)
@@ -198,7 +206,11 @@ class Builder:
     def add(self, events: list, exact: bool) -> bool:
         """The events of one block. All that carry a duration become rows. False: times that are not to be had exactly, or bad."""
         kind = EVENT[self.detail, exact]
-        rows = [e for e in events if type(e) is kind]
+        if self.detail == "summary":
+            keep = self.keep
+            rows = [e for e in events if type(e) is kind and (keep[e.cat] or e.name.startswith(_MARKS))]
+        else:
+            rows = [e for e in events if type(e) is kind]
         convert = exact_ns if exact else quick_ns
         try:
             duration = convert(list(map(_DUR, rows)))
@@ -213,9 +225,6 @@ class Builder:
             self._others(events)
         self.events += len(events)
         cat = np.fromiter(map(self.cats.__getitem__, map(_CAT, rows)), np.int8, len(rows))
-        if self.detail == "summary" and rows:
-            keep = (_IN_SUMMARY[cat] | np.fromiter((e.name.startswith((STEP, LOADER)) for e in rows), bool, len(rows)))
-            rows, start, duration, cat = list(compress(rows, keep.tolist())), start[keep], duration[keep], cat[keep]
         if rows:
             self._fill(rows, start, duration, cat)
         return True

@@ -87,6 +87,9 @@ class _Reader:
         self.left_out = 0                       # bytes of metadata that were too many to keep
 
     def feed(self, chunk: bytes) -> None:
+        if self.state == "events" and self.builder.events and (cut := _last_cut(chunk)) >= 0:
+            self._quick(chunk, cut)             # the usual way: the text is copied once
+            return
         text = self.carry + chunk if self.carry else chunk
         if self.state == "head":
             text = self._skip_head(text)
@@ -128,8 +131,19 @@ class _Reader:
             return text
         return self._block(text, cut) if self.state == "events" else text
 
+    def _quick(self, chunk: bytes, cut: int) -> None:
+        whole = b"".join((b"[", self.carry, memoryview(chunk)[:cut + 1], b"]"))
+        rest = self._decoded(whole)
+        if self.state == "tail":
+            self.at += rest
+            self.carry = whole[1 + rest:-1] + chunk[cut + 1:]
+            return
+        following = chunk[cut + 1:].lstrip().removeprefix(b",").lstrip()
+        self.at += len(self.carry) + len(chunk) - len(following)
+        self.carry = following
+
     def _block(self, text: bytes, cut: int) -> bytes:
-        rest = self._decoded(text[:cut + 1], len(text))
+        rest = self._decoded(b"".join((b"[", memoryview(text)[:cut + 1], b"]")))
         if self.state == "tail":
             self.at += rest
             return text[rest:]
@@ -137,10 +151,9 @@ class _Reader:
         self.at += len(text) - len(following)
         return following
 
-    def _decoded(self, piece: bytes, length: int, last: bool = False) -> int:
-        """Takes the events of a piece; gives where the tail starts in it if the list ends there (state becomes "tail")."""
+    def _decoded(self, whole: bytes, last: bool = False) -> int:
+        """Takes the events of a piece in brackets; gives where the tail starts in it if the list ends there (state becomes "tail")."""
         first = self.builder.rows
-        whole = b"".join((b"[", piece, b"]"))
         taken = False
         for exact in ((True,) if self.exact else (False, True)):
             try:
@@ -150,8 +163,8 @@ class _Reader:
             if taken:
                 self.exact = self.exact or exact
                 break
-        end = -1 if taken else self._leniently(piece, last)
-        self.blocks.append((first, self.at, len(piece)))
+        end = -1 if taken else self._leniently(whole[1:-1], last)
+        self.blocks.append((first, self.at, len(whole) - 2))
         if end >= 0:
             self.state = "tail"
         return end
@@ -187,7 +200,7 @@ class _Reader:
         if self.state == "events":
             text = self.carry
             if text.strip():
-                rest = self._decoded(text, len(text), last=True) if text.strip() != b"]" else text.rindex(b"]") + 1
+                rest = self._decoded(b"[" + text + b"]", last=True) if text.strip() != b"]" else text.rindex(b"]") + 1
                 if self.state == "tail" or text.strip() == b"]":
                     self.state, self.carry = "tail", text[rest:]
                     self.at += rest

@@ -132,10 +132,10 @@ def idle(rank: Rank, d: Device, launched: np.ndarray, low: int, high: int) -> di
     queued = (call <= a) & ~unknown
     where = np.minimum(np.searchsorted(a, end), max(len(a) - 1, 0))
     last = np.flatnonzero(a[where] == end) if len(a) else np.zeros(0, np.int64)     # what ended where a gap begins, and its stream
-    pairs = np.stack((where[last], stream[last]), 1)
-    mine = np.stack((np.arange(len(a)), np.where(follows, next_stream[np.minimum(at, max(len(start) - 1, 0))] if len(start) else 0, -2)), 1)
-    width = int(max(stream.max(initial=0), 0)) + 4
-    same = np.isin(mine[:, 0] * width + mine[:, 1] + 2, pairs[:, 0] * width + pairs[:, 1] + 2)
+    same = np.zeros(len(a), bool)
+    if len(last):
+        at_gap = where[last]
+        same[at_gap[follows[at_gap] & (stream[last] == next_stream[np.minimum(at[at_gap], len(start) - 1)])]] = True
     nothing_before = np.ones(len(a), bool)
     nothing_before[where[last]] = False
     other = queued & ~same & ~nothing_before

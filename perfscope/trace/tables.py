@@ -136,6 +136,8 @@ def _groups(index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _callers(names: list[str], own: np.ndarray, callers: np.ndarray, dur: np.ndarray, most: int = 5) -> dict[int, tuple[Caller, ...]]:
     """For each kernel name: who launched it, the longest first. `callers`: name index, -1 for none."""
+    if not (callers >= 0).any():
+        return {}
     key = own.astype(np.int64) * (len(names) + 1) + callers + 1
     pairs, where, count = np.unique(key, return_inverse=True, return_counts=True)
     total = sums(where, dur, len(pairs))

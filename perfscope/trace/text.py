@@ -25,7 +25,7 @@ except ImportError:
     _zlib, _ERRORS = zlib, (zlib.error,)
 
 CHUNK = 1 << 18             # text at a time: its thousand events stay in the second-level cache (1 MB costs 15 % more CPU)
-PACKED = 1 << 12            # compressed bytes handed over at a time: what a damaged place can take with it
+PACKED = 1 << 14            # compressed bytes handed over at a time: what a damaged place can take with it
 LIMIT = 64 << 30            # text of one file; ten times the largest trace reported in PyTorch's issues
 RATIO = 300                 # real traces shrink 8 to 40 times, one repeated a hundred times 60; a bomb of zeros 1000 times
 RATIO_FROM = 256 << 20      # the ratio is looked at after this much text: small files may be as repetitive as they like
@@ -188,8 +188,8 @@ def _gunzip(packed: bytes, read, source: Source, broken: list[Break], limit: int
             raise _too_long(source, min(size, limit))
         ready.append(piece)
         waiting += len(piece)
-        if waiting >= CHUNK:
-            yield b"".join(ready)
+        if waiting >= CHUNK // 2:
+            yield b"".join(ready) if len(ready) > 1 else piece
             ready, waiting = [], 0
         if engine.eof and not packed:
             break
