@@ -19,15 +19,20 @@
 
 `analyze(trace, executor=None) -> Analysis`; see perfscope.trace.analysis for every figure and its definition.
 
+`with record("runs/mine", model=model) as step:` records the caller's own loop (perfscope.trace.record; needs torch).
+
 A file that is damaged gives what can be read and a warning; perfscope.errors.TraceError when nothing can be.
 """
 
 from __future__ import annotations
 
-__all__ = ["Analysis", "Events", "Rank", "Trace", "analyze", "arguments", "read"]
+import sys
+from types import ModuleType
 
-_HOMES = {"read": "reader", "arguments": "reader", "Trace": "columns", "Rank": "columns", "Events": "columns",
-          "analyze": "analysis", "Analysis": "analysis"}
+__all__ = ["Analysis", "Events", "Rank", "Trace", "analyze", "arguments", "read", "record"]
+
+_HOMES = {"read": "reader", "arguments": "extra", "Trace": "columns", "Rank": "columns", "Events": "columns",
+          "analyze": "analysis", "Analysis": "analysis", "record": "record"}
 
 
 def __getattr__(name: str):
@@ -35,3 +40,13 @@ def __getattr__(name: str):
         from importlib import import_module
         return getattr(import_module(f"perfscope.trace.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'perfscope.trace' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """perfscope.trace.record is the context manager, also after somebody imported the module of that name."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value.record if name == "record" and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -63,9 +63,10 @@ class Analysis:
     warnings: tuple[Warned, ...] = ()
 
 
-def analyze(trace: Trace) -> Analysis:
-    """The complete analysis of a trace that was read; with detail "summary" without operators and modules."""
-    done = [analyze_rank(r) for r in trace.ranks]
+def analyze(trace: Trace, executor=None) -> Analysis:
+    """The complete analysis of a trace that was read; with detail "summary" without operators and modules. An executor
+    gets one task per rank, columns and all: `analyze_files` sends less."""
+    done = list((executor.map if executor else map)(analyze_rank, trace.ranks))
     return _joined(done, [*trace.warnings, *(w for a, r in zip(done, trace.ranks) for w in _odd(a, r.meta))], trace.ranks[0].detail if trace.ranks else "full")
 
 

@@ -32,11 +32,12 @@ class Nest:
             mine = np.flatnonzero(thread == key)
             found[mine] = low - 1 + np.searchsorted(self.start[low:high], at[mine], side="right")
             found[mine[found[mine] < low]] = -1
-        while True:
+        while len(self.rows):
             over = np.flatnonzero((found >= 0) & (self.end[found] < at))
             if not len(over):
-                return found
+                break
             found[over] = self.parent[found[over]]
+        return found
 
     def inherited(self, values: np.ndarray, missing) -> np.ndarray:
         """Each event's value, or that of its nearest ancestor that has one."""

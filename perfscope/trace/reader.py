@@ -1,4 +1,4 @@
-"""Reads a trace into columns: `read`, and `arguments` for what the columns leave out."""
+"""Reads a trace into columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 from perfscope.errors import TraceError
 from perfscope.record import Warned
 from perfscope.trace import cache as store
-from perfscope.trace.columns import (COLLECTIVE, MEMORY, Builder, Rank, Trace, exact_ns)
+from perfscope.trace.columns import COLLECTIVE, MEMORY, Builder, Rank, Trace
+from perfscope.trace.times import exact_ns
 from perfscope.trace.decode import EVENT, LISTS, REFUSED, lenient, nanoseconds
 from perfscope.trace.text import Break, Source, chunks, sources
 
@@ -296,43 +297,3 @@ def _last_cut(text: bytes) -> int:
     for m in re.finditer(rb"\}\s*,\s*\{", text):
         last = m.start()
     return last
-
-
-def arguments(rank: Rank, rows) -> list[dict]:
-    """Every argument of these rows, read again from the file. A row whose text is gone gives {}."""
-    rows = [int(r) for r in rows]
-    e, answers = rank.events, {}
-    block_of = np.searchsorted(rank.blocks[:, 0], rows, side="right") - 1
-    wanted: dict[int, list[int]] = {}
-    for row, block in zip(rows, block_of):
-        wanted.setdefault(int(block), []).append(row)
-    spans = [(int(rank.blocks[b, 1]), int(rank.blocks[b, 1] + rank.blocks[b, 2]), r) for b, r in sorted(wanted.items())]
-    at, text = 0, b""
-    for chunk in chunks(Source(rank.path, rank.member), []):
-        text += chunk
-        while spans and at + len(text) >= spans[0][1]:
-            begin, end, some = spans.pop(0)
-            answers.update(_arguments(text[begin - at:end - at], rank, some))
-        keep = spans[0][0] - at if spans else len(text)
-        if keep > 0:
-            at, text = at + min(keep, len(text)), text[keep:]
-        if not spans:
-            break
-    return [answers.get(r, {}) for r in rows]
-
-
-def _arguments(text: bytes, rank: Rank, rows: list[int]) -> dict[int, dict]:
-    keys = {(rank.names[rank.events.name[r]], int(rank.events.ts_ns[r]), int(rank.events.dur_ns[r])): r for r in rows}
-    try:
-        found = json.loads(b"[" + text + b"]", strict=False, parse_float=str)
-    except REFUSED:
-        return {}
-    answers = {}
-    for event in found:
-        try:
-            row = keys.get((event["name"], nanoseconds(str(event["ts"])), nanoseconds(str(event["dur"]))))
-        except (KeyError, TypeError, ValueError):
-            continue
-        if row is not None:
-            answers[row] = event.get("args", {})
-    return answers

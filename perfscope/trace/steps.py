@@ -8,7 +8,7 @@ of a step is the host's `ProfilerStep#n` annotation; a trace without one is one 
     communication   a collective kernel (NCCL, RCCL) runs; overlapped: compute runs meanwhile; exposed: it does not
     copy            a memory copy runs
     idle            window - busy = idle_host + idle_launch + idle_stream + idle_unknown, exactly. Each gap is judged by the
-                    event that ends it (the first to start; on a tie the one launched first; zero lengths do not count):
+                    event that ends it (the first to start; on a tie the one launched first, then the lower stream; zero lengths do not count):
       idle_host     before the host began the call that launched that event: the GPU waited for the host. Also what
                     follows the last event
       idle_launch   after that call began (launch latency), and gaps in front of work that was queued in time on the
@@ -120,7 +120,7 @@ def idle(rank: Rank, d: Device, launched: np.ndarray, low: int, high: int) -> di
     real = e.dur_ns[d.rows] > 0
     rows, launched = d.rows[real], launched[real]
     start, end, stream = e.ts_ns[rows], e.ts_ns[rows] + e.dur_ns[rows], e.stream[rows].astype(np.int64)
-    order = np.lexsort((launched, start))
+    order = np.lexsort((stream, launched, start))
     start, launched, next_stream = start[order], launched[order], stream[order]
     a, b = d.busy.gaps(low, high)
     at = np.searchsorted(start, b, side="left")
