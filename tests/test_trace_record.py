@@ -141,3 +141,12 @@ def test_one_file_per_rank_under_torchrun(tmp_path):
     assert len(list((tmp_path / "tensorboard").glob("rank_?.*.pt.trace.json.gz"))) == 2
     assert any(e["name"].startswith("gloo:") for e in events(tmp_path / "rank_1.trace.json.gz"))
     assert done.stdout.count("perfscope trace view") == 1
+
+
+def test_record_is_a_function_of_the_package_whatever_was_imported_before():
+    import perfscope.trace
+    import perfscope.trace.record as module
+
+    assert perfscope.trace.record is record and module is record
+    from perfscope.trace.record import marked as again
+    assert again is marked

@@ -55,10 +55,11 @@ def _steps(rank) -> str:
         f'<i style="width:{100 * getattr(s, k) / max(s.duration_ns, 1):.2f}%;background:{c}" title="{escape(n)}: {getattr(s, k) / 1e6:.3f} ms"></i>'
         for k, n, c in parts) + f"</div><b>{s.duration_ns / 1e6:.2f} ms</b></div>" for s in rank.steps)
     legend = "".join(f'<span><i style="background:{c}"></i>{escape(n)}</span>' for k, n, c in parts)
-    columns = [("step", None), ("ms", "duration_ns"), ("GPU busy", "busy_ns"), ("compute", "compute_ns"), ("communication", "communication_ns"),
+    columns = [("step", None), ("ms", "duration_ns"), ("loader", "loader_ns")] if not on_gpu else [
+        ("step", None), ("ms", "duration_ns"), ("GPU busy", "busy_ns"), ("compute", "compute_ns"), ("communication", "communication_ns"),
                ("copies", "copy_ns"), ("idle", "idle_ns"), ("loader", "loader_ns"), ("kernels", "kernels")]
-    rows = [[cell(f"{s.name}" + (f" (GPU {s.device})" if s.device >= 0 else "")), *(_ms(getattr(s, k)) for _, k in columns[1:-1]), cell(s.kernels, s.kernels)]
-            for s in rank.steps]
+    rows = [[cell(f"{s.name}" + (f" (GPU {s.device})" if s.device >= 0 else "")),
+             *(_ms(getattr(s, k)) if k.endswith("_ns") else cell(getattr(s, k), getattr(s, k)) for _, k in columns[1:])] for s in rank.steps]
     return f'<section id="steps"><h2>Steps</h2><div class="bars">{bars}<p class="legend">{legend}</p></div>' + table([h for h, _ in columns], rows) + "</section>"
 
 
@@ -74,8 +75,9 @@ def _ops(rank) -> str:
         return ""
     device = any(o.device_self_ns for o in rank.ops)
     ordered = sorted(rank.ops, key=lambda o: -(o.device_self_ns if device else o.host_self_ns))
-    rows = [[cell(o.name), cell(o.shapes), cell(o.count, o.count), _ms(o.host_self_ns), _ms(o.device_self_ns), _ms(o.device_total_ns)] for o in ordered[:ROWS]]
-    return f"<section id=\"ops\"><h2>Operators</h2>{table(['operator', 'shapes', 'count', 'host self ms', 'GPU self ms', 'GPU total ms'], rows)}{_rest(ordered)}</section>"
+    columns = [("host self ms", "host_self_ns"), ("host total ms", "host_total_ns")] + [("GPU self ms", "device_self_ns"), ("GPU total ms", "device_total_ns")] * device
+    rows = [[cell(o.name), cell(o.shapes), cell(o.count, o.count), *(_ms(getattr(o, k)) for _, k in columns)] for o in ordered[:ROWS]]
+    return f"<section id=\"ops\"><h2>Operators</h2>{table(['operator', 'shapes', 'count', *(h for h, _ in columns)], rows)}{_rest(ordered)}</section>"
 
 
 def _rest(rows) -> str:

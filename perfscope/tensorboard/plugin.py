@@ -23,7 +23,7 @@ from perfscope.trace.view import is_record
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
-POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 RESCAN_S = 5.0          # a request within that time gets the last search's result
 MOST_PAGES = 8          # kept in memory; a report is 2 to 5 MB
 MOST_ENTRIES = 500      # in the list
