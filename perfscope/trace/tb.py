@@ -13,7 +13,7 @@ source (`profiler/trace.py`, `event_parser.py`, `node.py`, `communication.py`), 
 - one event without a name, a category or a number costs it the whole file: such events are left out, and counted.
 - its trace view cuts the text at the last "]": `traceEvents` comes last.
 
-Two passes, an event at a time; memory does not grow with the file (64 MB for any size), time does (15 MB of JSON a second).
+Two passes, an event at a time; memory does not grow with the file, time does (a million events, 214 MB of JSON: 23 MB and 12 s of CPU).
 No torch and no TensorBoard is imported.
 """
 
