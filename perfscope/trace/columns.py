@@ -118,7 +118,7 @@ class _Categories(dict):
 _TS, _DUR, _NAME, _CAT, _PID, _TID, _ARGS = map(attrgetter, ("ts", "dur", "name", "cat", "pid", "tid", "args"))
 _CORRELATION, _EXTERNAL = attrgetter("correlation"), attrgetter("external")
 _ON_DEVICE = np.isin(np.arange(len(CATEGORIES)), (KERNEL, MEMCPY, MEMSET, GPU_ANNOTATION, SYNC))
-_MARKS = (STEP, LOADER)
+BATCH = 2048                # rows that become columns together: few enough for the cache, enough to pay for NumPy's calls
 
 
 class _InSummary(dict):
@@ -129,9 +129,17 @@ class _InSummary(dict):
         return value
 
 
+class _Marks(dict):
+    """name -> whether the summary needs it although it is an operator's."""
+
+    def __missing__(self, key):
+        value = self[key] = key.startswith((STEP, LOADER))
+        return value
+
+
 @dataclass
 class Builder:
-    """Fills the columns block by block. `add` gives False, and takes nothing, if the block needs the exact decoder."""
+    """Fills the columns, some blocks at a time; `columns` ends it. `add` gives False, and takes nothing, if the block needs the exact decoder."""
 
     detail: str
     parts: dict[str, list] = field(default_factory=lambda: {c: [] for c in COLUMNS})
@@ -143,6 +151,9 @@ class Builder:
     memory: dict[str, list] = field(default_factory=lambda: {c: [] for c in MEMORY})
     collectives: dict[str, list] = field(default_factory=lambda: {c: [] for c in COLLECTIVE})
     labels: list = field(default_factory=list)
+    marks: _Marks = field(default_factory=_Marks)
+    waiting: list = field(default_factory=list)         # rows that are no columns yet, and their times
+    times: list = field(default_factory=list)
     rows: int = 0
     events: int = 0
 
@@ -150,8 +161,8 @@ class Builder:
         """The events of one block. All that carry a duration become rows. False: times that are not to be had exactly, or bad."""
         kind = EVENT[self.detail, exact]
         if self.detail == "summary":
-            keep = self.keep
-            rows = [e for e in events if type(e) is kind and (keep[e.cat] or e.name.startswith(_MARKS))]
+            keep, marks = self.keep, self.marks
+            rows = [e for e in events if type(e) is kind and (keep[e.cat] or marks[e.name])]
         else:
             rows = [e for e in events if type(e) is kind]
         convert = exact_ns if exact else quick_ns
@@ -167,10 +178,19 @@ class Builder:
         if len(rows) < len(events):
             self._others(events)
         self.events += len(events)
-        cat = np.fromiter(map(self.cats.__getitem__, map(_CAT, rows)), np.int8, len(rows))
         if rows:
-            self._fill(rows, start, duration, cat)
+            self.waiting += rows
+            self.times.append((start, duration))
+            self.rows += len(rows)
+            if len(self.waiting) >= BATCH:
+                self._flush()
         return True
+
+    def _flush(self) -> None:
+        rows, times = self.waiting, self.times
+        self.waiting, self.times = [], []
+        cat = np.fromiter(map(self.cats.__getitem__, map(_CAT, rows)), np.int8, len(rows))
+        self._fill(rows, self.rows - len(rows), *(np.concatenate(t) for t in zip(*times)), cat)
 
     def _others(self, events: list) -> None:
         types = set(map(type, events))
@@ -186,7 +206,7 @@ class Builder:
                 if column != "ts_ns":
                     self.memory[column].append(integers([getattr(e.args, column) for e in found], dtype))
 
-    def _fill(self, rows: list, start: np.ndarray, duration: np.ndarray, cat: np.ndarray) -> None:
+    def _fill(self, rows: list, first: int, start: np.ndarray, duration: np.ndarray, cat: np.ndarray) -> None:
         parts, n = self.parts, len(rows)
         args = list(map(_ARGS, rows))
         column = {"name": np.fromiter(map(self.names.__getitem__, map(_NAME, rows)), np.int32, n), "cat": cat, "ts_ns": start, "dur_ns": duration,
@@ -207,10 +227,9 @@ class Builder:
             column["sequence"] = self._some(n, host, integers([args[i].sequence for i in host]), np.int64)
             for name in ("shapes", "strides", "dtypes", "stack"):
                 column[name] = self._some(n, host, self._interned([getattr(args[i], name) for i in host]), np.int32)
-            self._collectives([(i, args[i]) for i in gpu if args[i].collective])
+            self._collectives([(first + i, args[i]) for i in gpu if args[i].collective])
         for name, values in column.items():
             parts[name].append(small(values, COLUMNS[name]))
-        self.rows += n
 
     @staticmethod
     def _some(n: int, where: list, values: np.ndarray, dtype) -> np.ndarray:
@@ -233,8 +252,8 @@ class Builder:
                 column["stream"][i] = int(digits) if digits.isdigit() and len(digits) < 10 else -1
 
     def _collectives(self, found: list) -> None:
-        for i, a in found:
-            self.collectives["row"].append(self.rows + i)
+        for row, a in found:
+            self.collectives["row"].append(row)
             self.collectives["name"].append(self.texts[bytes(a.collective)])
             self.collectives["group"].append(self.texts[bytes(a.group)])
             digits = bytes(a.elements)
@@ -242,6 +261,8 @@ class Builder:
 
     def columns(self) -> Events:
         """The finished columns; the parts are given up one by one, so that memory holds one column twice, not all."""
+        if self.waiting:
+            self._flush()
         done = {}
         for name, dtype in COLUMNS.items():
             parts = self.parts.pop(name)

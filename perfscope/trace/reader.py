@@ -231,6 +231,7 @@ class _Reader:
 
     def _rank(self) -> Rank:
         b, meta = self.builder, self._meta()
+        events = b.columns()                    # first: the last rows bring their names with them
         info = meta.get("distributedInfo")
         info = info if isinstance(info, dict) else {}
         number = info.get("rank")
@@ -247,7 +248,7 @@ class _Reader:
             ids[value] = key if ids[value] is None or isinstance(key, int) else ids[value]
         return Rank(source=self.source.label, path=self.source.path, member=self.source.member, detail=self.detail, rank=number,
                     world=world if isinstance(world, int) else 1, meta=meta, names=list(b.names), ids=ids,
-                    texts=[t.decode(errors="replace") for t in b.texts], events=b.columns(), memory=memory, collectives=collectives,
+                    texts=[t.decode(errors="replace") for t in b.texts], events=events, memory=memory, collectives=collectives,
                     blocks=np.array(self.blocks, np.int64).reshape(-1, 3), counts=counts, warnings=tuple(self._warnings()))
 
     def _warnings(self):
