@@ -31,6 +31,11 @@ Port = Annotated[int, typer.Option(help="0: a free one; for Perfetto: 9001, the 
 Perfetto = Annotated[bool, typer.Option("--perfetto", help="Serve the trace to ui.perfetto.dev instead of starting TensorBoard.")]
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Print the address only.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="As Markdown.")]
+HtmlOut = Annotated[str, typer.Option("--html", metavar="OUT", help="Write a page with the time line of a step.")]
+RankNumber = Annotated[int, typer.Option("--rank", help="The rank to show. Default: the one the others wait for, else the first.", show_default=False)]
+LimitGb = Annotated[float, typer.Option("--limit-gb", help="Read at most so many GB of text per file. Default: 64 GiB.", show_default=False)]
+Summary = Annotated[bool, typer.Option("--summary", help="Without operators: half the time and memory.")]
 
 
 @application.command("record")
@@ -130,38 +135,55 @@ def _show(url: str, no_browser: bool) -> None:
 
 
 @application.command("analyze")
-def analyze(trace: Trace, as_json: Json = False) -> int:
-    """Analyse any PyTorch trace exactly: steps, busy and idle time, kernels, operators, ranks."""
+def analyze(trace: Trace, as_json: Json = False, as_markdown: Markdown = False, html: HtmlOut = "", rank: RankNumber = -1,
+            limit_gb: LimitGb = 0.0, summary: Summary = False) -> int:
+    """Analyse any PyTorch trace exactly: steps, busy and idle time, kernels, operators, input, copies, launches, ranks."""
     from perfscope.record import to_dict
     from perfscope.trace.analysis import analyze_files
+    from perfscope.trace.blocks import blocks, chosen
 
-    found = analyze_files(trace)
+    if as_json and as_markdown:
+        raise UsageError("--json and --markdown exclude each other", "Give one of them.")
+    if limit_gb < 0:
+        raise UsageError(f"a limit of {limit_gb} GB", "Give a positive number, or 0 for the built-in one.")
+    detail, limit = "summary" if summary else "full", int(limit_gb * 1e9) or None
+    if html and trace == "-":
+        raise UsageError("the page needs the trace twice, and standard input can be read once", "Give the file itself.")
+    found = analyze_files(trace, detail, limit)
+    try:
+        one = chosen(found, rank if rank >= 0 else None)
+    except KeyError:
+        raise UsageError(f"the trace has no rank {rank}", f"It has: {', '.join(str(r.rank) for r in found.ranks)}.") from None
+    if html:
+        from perfscope.trace.page import write
+
+        print(f"perfscope: {write(trace, html, found, one, limit)}", file=sys.stderr)
     if as_json:
         json.dump(to_dict(found), sys.stdout, indent=1, allow_nan=False)
         print()
         return EXIT_OK
-    for w in found.warnings:
-        print(f"perfscope: {w.text}" + (f"\n  -> {w.hint}" if w.hint else ""), file=sys.stderr)
-    for rank in found.ranks:
-        print(f"rank {rank.rank}: {rank.events} events, {rank.device_events} on the GPU")
-        for s in rank.steps:
-            print(f"  {s.name:<20} {s.duration_ns / 1e6:10.3f} ms   busy {s.busy_ns / 1e6:10.3f}   idle {s.idle_ns / 1e6:10.3f}   kernels {s.kernels}")
-        for k in rank.kernels[:10]:
-            print(f"  {k.total_ns / 1e6:10.3f} ms {100 * k.share:5.1f} % {k.count:6d}x  {k.name[:45]}")
-    print(f"perfscope trace view {shlex.quote(trace)}")
+    from perfscope.trace import show
+
+    name = "standard input" if trace == "-" else Path(trace).name
+    made = blocks(found, one)
+    sys.stdout.write(show.markdown(made, name) if as_markdown else show.terminal(made, "" if trace == "-" else f"perfscope trace view {shlex.quote(trace)}"))
     return EXIT_OK
 
 
 @application.command("diff")
-def diff(a: Trace, b: Trace, as_json: Json = False) -> int:
-    """Compare two traces: what got slower, faster, new or gone, in sums that add up to the difference of the step."""
+def diff(a: Trace, b: Trace, as_json: Json = False, as_markdown: Markdown = False, rank: RankNumber = -1) -> int:
+    """Compare two traces: what got slower, faster, new or gone in A against B, in sums that add up to the difference of the step."""
     from perfscope.record import to_dict
+    from perfscope.trace import show
+    from perfscope.trace.diff import blocks
     from perfscope.trace.diff import diff as compare
 
-    found = compare(a, b)
+    if as_json and as_markdown:
+        raise UsageError("--json and --markdown exclude each other", "Give one of them.")
+    found = compare(a, b, rank if rank >= 0 else None)
     if as_json:
         json.dump(to_dict(found), sys.stdout, indent=1, allow_nan=False)
         print()
     else:
-        print(found)
+        sys.stdout.write(show.markdown(blocks(found)) if as_markdown else show.terminal(blocks(found)))
     return EXIT_OK

@@ -15,7 +15,7 @@ import numpy as np
 
 from perfscope.record import Warned
 from perfscope.trace import cache as store
-from perfscope.trace.columns import KERNEL, LOADER, Rank, Trace
+from perfscope.trace.columns import DATA, KERNEL, LOADER, Rank, Trace
 from perfscope.trace.host import link
 from perfscope.trace.intervals import union
 from perfscope.trace.names import kind
@@ -26,7 +26,7 @@ from perfscope.trace.tables import Copy, KernelRow, Launches, Layout, OpRow, Syn
 from perfscope.trace.text import sources
 
 SCHEMA = "perfscope/trace/1"
-LOADERS = re.compile(r"^enumerate\(DataLoader\)#|_BaseDataLoaderIter|DataLoaderIter\.__next__|^" + re.escape(LOADER))
+LOADERS = re.compile(r"^enumerate\(DataLoader\)#|_BaseDataLoaderIter|DataLoaderIter\.__next__|^" + f"(?:{re.escape(LOADER)}|{re.escape(DATA)}$)")
 
 
 @dataclass(frozen=True)

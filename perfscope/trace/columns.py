@@ -23,6 +23,7 @@ _KNOWN = {"operator": CPU_OP, "runtime": RUNTIME, "memcpy": MEMCPY, "memset": ME
           "user_annotation": ANNOTATION, **{c: i for i, c in enumerate(CATEGORIES)}}
 #: What the 2021 layout calls an operator, although it is an annotation.
 STEP, LOADER = "ProfilerStep#", "enumerate(DataLoader)#"
+DATA = "perfscope:data"             # what perfscope's own recorder calls the loading of a batch (record.py)
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ class Builder:
                 done[name] = np.broadcast_to(np.array(-1, dtype), self.rows)
             else:
                 done[name] = np.concatenate(parts)
-        marks = np.array([n.startswith((STEP, LOADER, "Optimizer.")) for n in self.names], bool)
+        marks = np.array([n.startswith((STEP, LOADER, DATA, "Optimizer.")) for n in self.names], bool)
         if marks.any():                                 # the 2021 layout has them among the operators
             done["cat"][marks[done["name"]] & (done["cat"] == CPU_OP)] = ANNOTATION
         return Events(**done)
