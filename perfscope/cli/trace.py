@@ -149,7 +149,8 @@ def analyze(trace: Trace, as_json: Json = False, as_markdown: Markdown = False, 
     detail, limit = "summary" if summary else "full", int(limit_gb * 1e9) or None
     if html and trace == "-":
         raise UsageError("the page needs the trace twice, and standard input can be read once", "Give the file itself.")
-    found = analyze_files(trace, detail, limit)
+    with _pool(trace) as pool:
+        found = analyze_files(trace, detail, limit, pool)
     try:
         one = chosen(found, rank if rank >= 0 else None)
     except KeyError:
@@ -164,10 +165,22 @@ def analyze(trace: Trace, as_json: Json = False, as_markdown: Markdown = False, 
         return EXIT_OK
     from perfscope.trace import show
 
-    name = "standard input" if trace == "-" else Path(trace).name
+    name = "standard input" if trace == "-" else Path(trace).resolve().name
     made = blocks(found, one)
     sys.stdout.write(show.markdown(made, name) if as_markdown else show.terminal(made, "" if trace == "-" else f"perfscope trace view {shlex.quote(trace)}"))
     return EXIT_OK
+
+
+def _pool(trace: str):
+    """Processes for many ranks; nothing for one, or on one CPU."""
+    from concurrent.futures import ProcessPoolExecutor
+    from contextlib import nullcontext
+
+    from perfscope.trace.text import sources
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cpus, 1 if trace == "-" else len(sources(trace)))
+    return ProcessPoolExecutor(workers) if workers > 1 else nullcontext()
 
 
 @application.command("diff")

@@ -2,7 +2,8 @@
 
 The definitions stand where the figures are made: steps.py (busy, compute, communication, idle and its reasons, loader),
 tables.py (kernels, layout conversions, operators, launches, synchronisations, copies), host.py (which operator and module
-launched what), ranks.py (collectives, waiting, straggler, imbalance).
+launched what), ranks.py (collectives, waiting, straggler, imbalance), critical.py (the critical path), roofline.py
+(arithmetic), compiled.py (CUDA graphs, torch.compile), modules.py (the tree of modules), memory.py. What was not recorded is None.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ import numpy as np
 from perfscope.record import Warned
 from perfscope.trace import cache as store
 from perfscope.trace.columns import DATA, KERNEL, LOADER, Rank, Trace
+from perfscope.trace.compiled import Compiled, compiled
+from perfscope.trace.critical import CriticalPath, critical_path
 from perfscope.trace.host import link
 from perfscope.trace.intervals import union
+from perfscope.trace.memory import Memory, memory
+from perfscope.trace.modules import ModuleRow, modules
 from perfscope.trace.names import kind
 from perfscope.trace.ranks import Call, Together, calls, together
 from perfscope.trace.reader import _attempt, read_rank
+from perfscope.trace.roofline import Roofline, roofline
 from perfscope.trace.steps import Step, device, figures, named_rows, whole, windows
 from perfscope.trace.tables import Copy, KernelRow, Launches, Layout, OpRow, Sync, copies, kernels, launches, layout, ops, syncs
 from perfscope.trace.text import sources
@@ -50,6 +56,11 @@ class RankAnalysis:
     syncs: tuple[Sync, ...] = ()
     copies: tuple[Copy, ...] = ()
     collectives: tuple[Call, ...] = ()
+    critical: CriticalPath | None = None        # of the step of median length
+    roofline: Roofline | None = None            # None: no shapes
+    compiled: Compiled | None = None            # None: neither CUDA graphs nor torch.compile
+    modules: tuple[ModuleRow, ...] | None = None
+    memory: tuple[Memory, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,9 @@ def analyze_rank(rank: Rank) -> RankAnalysis:
         rank=rank.rank, world=rank.world, source=rank.source, devices={str(n): names.get(str(n), "") for n in numbers}, events=rank.counts["events"],
         device_events=len(links.gpu), device_events_ns=int(e.dur_ns[links.gpu].sum()), kernels_ns=int(e.dur_ns[e.cat == KERNEL].sum()),
         steps=tuple(sorted(rows, key=lambda s: (s.start_ns, s.device))), spans=tuple(spans), kernels=kernels(rank, links), layout=layout(rank, links),
-        ops=ops(rank, links), launches=launches(rank, links), syncs=syncs(rank, links), copies=copies(rank, links), collectives=calls(rank, links, steps))
+        ops=ops(rank, links), launches=launches(rank, links), syncs=syncs(rank, links), copies=copies(rank, links), collectives=calls(rank, links, steps),
+        critical=critical_path(rank, links, steps, loader), roofline=roofline(rank, links), compiled=compiled(rank, links), modules=modules(rank, links),
+        memory=memory(rank, steps))
 
 
 def _odd(a: RankAnalysis, meta: dict) -> list[Warned]:

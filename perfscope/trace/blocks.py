@@ -14,6 +14,7 @@ PIECES = ("compute", "communication exposed", "copies exposed", "loading exposed
 NOTES = ("no_device_events", "no_steps", "ranks_numbered")
 _REASONS = {"waiting for the host": "idle_host_ns", "launch gaps": "idle_launch_ns", "waiting for another stream": "idle_stream_ns", "unexplained idle": "idle_unknown_ns"}
 ALL, BRIEF = 40, 10             # rows of a long table on the page, and in the terminal and Markdown
+STEPS = 200                     # rows of steps on the page
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,21 @@ def blocks(analysis: Analysis, rank: RankAnalysis | None = None) -> list[Block]:
     """Everything there is to say, without what is empty. Of several ranks: one in detail (`chosen`), all in a table."""
     rank = rank or chosen(analysis)
     first = Block("verdict", "", (facts(analysis), verdict(rank), *([f"Rank {rank.rank} in detail."] if len(analysis.ranks) > 1 else [])))
-    made = [first, _warnings(analysis), _ranks(analysis), _steps(rank), _idle(rank), _input(rank), _kernels(rank), _ops(rank), _launches(rank), _syncs(rank), _copies(rank)]
+    made = [first, _ranks(analysis), _steps(rank), _idle(rank), _input(rank), _kernels(rank), _ops(rank), _launches(rank), _syncs(rank), _copies(rank), _warnings(analysis)]
     return [b for b in made if b.lines or b.rows]
 
 
 def _warnings(a: Analysis) -> Block:
-    said = tuple(f"{'note' if w.code in NOTES else 'warning'}: {w.text}" + (f" ({w.hint})" if w.hint else "") for w in a.warnings)
-    return Block("warnings", "Notes", said)
+    """Two of each kind; the rest, of many ranks, as a count. All of them are in the JSON."""
+    kinds: dict[str, list] = {}
+    for w in a.warnings:
+        kinds.setdefault(w.code, []).append(w)
+    said = []
+    for code, found in kinds.items():
+        said += [f"{'note' if code in NOTES else 'warning'}: {w.text}" + (f" ({w.hint})" if w.hint else "") for w in found[:2]]
+        if len(found) > 2:
+            said.append(f"note: {len(found) - 2} more of that kind ({code})")
+    return Block("warnings", "Notes", tuple(said))
 
 
 def _ranks(a: Analysis) -> Block:
@@ -167,19 +176,19 @@ def _steps(rank: RankAnalysis) -> Block:
     named = [s.name.removeprefix("Profiler") + (f" GPU {s.device}" if several else "") for s in rank.steps]
     if not gpu:
         rows = tuple((Cell(n), ms(s.duration_ns), ms(s.loader_ns)) for n, s in zip(named, rank.steps))
-        return Block("steps", "Steps", (), ("step", "ms", "loading"), rows, (), len(rows))
+        return Block("steps", "Steps", (), ("step", "ms", "loading"), rows[:STEPS], (), len(rows))
     rows = tuple((Cell(n, i), ms(s.duration_ns), ms(s.busy_ns), ms(s.compute_ns), ms(s.communication_ns), ms(s.communication_exposed_ns), ms(s.copy_ns),
                   ms(s.idle_ns), ms(s.loader_ns), number(s.kernels)) for i, (n, s) in enumerate(zip(named, rank.steps)))
     _, odd = steady(rank)
     lines = (f"{odd.name} is left out of the median: its length differs by more than a quarter.",) if odd else ()
-    return Block("steps", "Steps", lines, ("step", "ms", "busy", "compute", "comm.", "exposed", "copies", "idle", "loader", "kernels"), rows, (5,), len(rows))
+    return Block("steps", "Steps", lines, ("step", "ms", "busy", "compute", "comm.", "exposed", "copies", "idle", "loader", "kernels"), rows[:STEPS], (5,), len(rows))
 
 
 def _idle(rank: RankAnalysis) -> Block:
     steps = [s for s in rank.steps if s.device == main_device(rank)]
     whole = sum(s.duration_ns for s in steps)
     if main_device(rank) < 0 or not whole:
-        return Block("idle", "Where the time goes")
+        return Block("idle", "All steps together")
 
     def of(key):
         return sum(getattr(s, key) for s in steps)
@@ -188,7 +197,7 @@ def _idle(rank: RankAnalysis) -> Block:
     lines = [f"The GPU is busy {percent(of('busy_ns') / whole, 3)} of the steps and idle {percent(of('idle_ns') / whole, 3)}."]
     if of("communication_ns"):
         lines.append(f"Communication: {of('communication_ns') / 1e6:.3f} ms, of which {of('communication_overlapped_ns') / 1e6:.3f} ms run beside compute.")
-    return Block("idle", "Where the time goes", tuple(lines), ("", "ms", "share"), tuple((Cell(n), ms(v), part(v / whole)) for n, v in rows), (), len(rows))
+    return Block("idle", "All steps together", tuple(lines), ("", "ms", "share"), tuple((Cell(n), ms(v), part(v / whole)) for n, v in rows), (), len(rows))
 
 
 def _input(rank: RankAnalysis) -> Block:
@@ -255,4 +264,4 @@ def _syncs(rank: RankAnalysis) -> Block:
 def _copies(rank: RankAnalysis) -> Block:
     rows = tuple((Cell(c.kind), number(c.count), ms(c.total_ns), Cell("–" if c.bytes is None else amount(c.bytes, "B", 1024), c.bytes),
                   Cell("–" if c.gb_per_s is None else f"{c.gb_per_s:.2f}", c.gb_per_s)) for c in rank.copies)
-    return Block("copies", "Memory copies", (), ("kind", "count", "ms", "size", "GB/s"), rows, (), len(rows))
+    return Block("copies", "Memory copies", (), ("kind", "count", "ms", "size", "GB/s"), rows[:ALL], (), len(rows))

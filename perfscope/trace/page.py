@@ -27,9 +27,9 @@ class View:
 def build(name: str, view: View) -> str:
     """The whole page. Raises EnvironmentError_ without plotly."""
     found = blocks(view.analysis, view.rank)
-    head, rest = found[0], found[1:]
+    head, rest = found[0], sorted(found[1:], key=lambda b: b.name != "warnings")     # what is odd is said first
     parts = [(b.name, b.title, block(b)) for b in rest]
-    at = next((i + 1 for i, (n, *_) in enumerate(parts) if n == "steps"), 0)
+    at = next((i for i, (n, *_) in enumerate(parts) if n == "steps"), 0)
     parts[at:at] = [p for p in sections(view) if p[2]]
     body = f'<header><h1>{escape(name)}</h1><p class="facts">{escape(head.lines[0])}</p></header>' + "".join(f"<p>{escape(t)}</p>" for t in head.lines[1:])
     body += "".join(f'<section id="{n}"><h2>{escape(t)}</h2>{h}</section>' for n, t, h in parts)
@@ -65,7 +65,7 @@ def write(trace, out, analysis: Analysis, rank: RankAnalysis, limit_bytes: int |
     out = Path(out)
     if out.is_dir():
         out = out / "trace.html"
-    text = build(Path(trace).name, View(analysis, rank, columns(trace, rank, analysis.detail, limit_bytes)))
+    text = build(Path(trace).resolve().name, View(analysis, rank, columns(trace, rank, analysis.detail, limit_bytes)))
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as e:
@@ -86,4 +86,4 @@ def of_trace(trace: str | Path, cache: bool = True) -> str:
     read = reader.read(trace, cache=cache)
     found = analyze(read)
     one = chosen(found)
-    return build(Path(trace).name, View(found, one, next(r for r in read.ranks if r.source == one.source)))
+    return build(Path(trace).resolve().name, View(found, one, next(r for r in read.ranks if r.source == one.source)))

@@ -11,7 +11,7 @@ NAME = 18                       # the first column keeps at least this much; fur
 
 
 def terminal(blocks: list[Block], command: str = "") -> str:
-    """Every line fits into 80 columns whatever a kernel is called. `command`: the last line, as it is."""
+    """Every line fits into 80 columns whatever a kernel is called. `command`: the last line, as it is; left out if it could steer the terminal."""
     text = registry.load("reports", "terminal")
     out: list[str] = []
     for b in blocks:
@@ -21,7 +21,7 @@ def terminal(blocks: list[Block], command: str = "") -> str:
             out += text.wrap(line, "", "  ")
         if b.rows:
             out += _grid(b, text)
-    return "\n".join([*out, *(["", command] if command else [])]).lstrip("\n") + "\n"
+    return "\n".join([*out, *(["", command] if command and plain(command) == command else [])]).lstrip("\n") + "\n"
 
 
 def _grid(b: Block, text) -> list[str]:
@@ -30,13 +30,10 @@ def _grid(b: Block, text) -> list[str]:
     head = [b.head[i] for i in keep]
     is_word = [all(row[i].sort is None or isinstance(row[i].sort, str) for row in b.rows) for i in keep]
     widths = [max(text.width(r[i]) for r in [head, *rows]) for i in range(len(keep))]
-    gaps, spare = 2 * (len(keep) - 1), 0
-    over = sum(widths) + gaps - WIDTH
-    for i in sorted(range(len(keep)), key=lambda i: -widths[i] * is_word[i]):      # words give way, the longest first; numbers never
-        if over > 0 and is_word[i] or i == 0 and over > 0:
-            spare = min(over, max(widths[i] - (NAME if i == 0 else 12), 0))
-            widths[i] -= spare
-            over -= spare
+    over = sum(widths) + 2 * (len(keep) - 1) - WIDTH
+    for i in sorted((i for i in range(len(keep)) if is_word[i]), key=lambda i: -widths[i]):      # words give way, the longest first; numbers never
+        less = min(max(over, 0), max(widths[i] - (NAME if i == 0 else 12), 0))
+        widths[i], over = widths[i] - less, over - less
 
     def line(cells):
         made = [text.cut(c, w) for c, w in zip(cells, widths)]

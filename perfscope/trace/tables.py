@@ -193,6 +193,22 @@ def layout(rank: Rank, links: Links) -> Layout:
                   int(dur[turned & by_conv].sum()) / conv if conv else None, int((turned & by_conv).sum()), callers.get(0, ()))
 
 
+def device_totals(rank: Rank, links: Links) -> np.ndarray:
+    """For each operator of links.ops: the device work that was launched on its thread while it ran, ns."""
+    e, nest = rank.events, links.ops
+    device_total = np.zeros(len(nest.rows), np.int64)
+    known = links.call >= 0
+    thread, at, length = threads(rank, links.call[known]), e.ts_ns[links.call[known]], e.dur_ns[links.gpu[known]]
+    order = np.lexsort((at, thread))
+    thread, at, running = thread[order], at[order], np.concatenate(([0], np.cumsum(length[order])))
+    for key, (low, high) in nest.bounds.items():
+        a, b = np.searchsorted(thread, [key, key + 1])
+        begin = a + np.searchsorted(at[a:b], nest.start[low:high], side="left")
+        end = a + np.searchsorted(at[a:b], nest.end[low:high], side="right")
+        device_total[low:high] = running[end] - running[begin]
+    return device_total
+
+
 def ops(rank: Rank, links: Links) -> tuple[OpRow, ...]:
     """The operator table, by name and input shapes, the longest on the device (then on the host) first."""
     nest = links.ops
@@ -203,16 +219,7 @@ def ops(rank: Rank, links: Links) -> tuple[OpRow, ...]:
     mine = links.position >= 0
     device_self = sums(links.position[mine], dur[mine], n)
     launches = sums(links.position[mine], np.ones(int(mine.sum()), np.int64), n)
-    device_total = np.zeros(n, np.int64)
-    known = links.call >= 0
-    thread, at, length = threads(rank, links.call[known]), e.ts_ns[links.call[known]], dur[known]
-    order = np.lexsort((at, thread))
-    thread, at, running = thread[order], at[order], np.concatenate(([0], np.cumsum(length[order])))
-    for key, (low, high) in nest.bounds.items():
-        a, b = np.searchsorted(thread, [key, key + 1])
-        begin = a + np.searchsorted(at[a:b], nest.start[low:high], side="left")
-        end = a + np.searchsorted(at[a:b], nest.end[low:high], side="right")
-        device_total[low:high] = running[end] - running[begin]
+    device_total = device_totals(rank, links)
     key = e.name[nest.rows].astype(np.int64) * (len(rank.texts) + 2) + e.shapes[nest.rows] + 1
     used, first, index, count = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
     columns = [sums(index, v, len(used)) for v in (nest.end - nest.start, nest.self_time(), device_total, device_self, launches)]
