@@ -34,7 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="As Markdown.")]
 HtmlOut = Annotated[str, typer.Option("--html", metavar="OUT", help="Write a page with the time line of a step.")]
 RankNumber = Annotated[int, typer.Option("--rank", help="The rank to show. Default: the one the others wait for, else the first.", show_default=False)]
-LimitGb = Annotated[float, typer.Option("--limit-gb", help="Read at most so many GB of text per file. Default: 64 GiB.", show_default=False)]
+LimitGb = Annotated[float, typer.Option("--limit-gb", help="Refuse a file that unpacks to more. Default: 64 GiB.", show_default=False)]
 Summary = Annotated[bool, typer.Option("--summary", help="Without operators: half the time and memory.")]
 
 
