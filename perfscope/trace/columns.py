@@ -270,7 +270,7 @@ class Builder:
             if not parts or all(p.strides == (0,) for p in parts):
                 done[name] = np.broadcast_to(np.array(-1, dtype), self.rows)
             else:
-                done[name] = np.concatenate(parts)
+                done[name] = np.concatenate(parts, dtype=np.int64) if name in ("ts_ns", "dur_ns") else np.concatenate(parts)
         marks = np.array([n.startswith((STEP, LOADER, DATA, "Optimizer.")) for n in self.names], bool)
         if marks.any():                                 # the 2021 layout has them among the operators
             done["cat"][marks[done["name"]] & (done["cat"] == CPU_OP)] = ANNOTATION
