@@ -150,7 +150,8 @@ def draw(view, step) -> tuple[_Exact, str]:
     if left_out:
         said += f" {left_out} lanes with the least in them are left out."
     layout = {"barmode": "overlay", "bargap": 0.1, "height": 150 + LANE * max(len(lanes), 2), "hovermode": "closest",
-              "xaxis": {"title": {"text": f"ms since the start of {escape(step.name)}"}, "range": [0, step.duration_ns / 1e6], "fixedrange": False},
+              "xaxis": {"title": {"text": f"ms since the start of {escape(step.name)}"}, "range": [0, step.duration_ns / 1e6],
+                        "minallowed": 0, "maxallowed": step.duration_ns / 1e6, "fixedrange": False},
               "yaxis": {"type": "category", "categoryorder": "array", "categoryarray": lanes, "range": [len(lanes) - 0.5, -0.5], "fixedrange": True, "showgrid": False},
               "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, "margin": {"t": 20}}
     return _Exact(data=data, layout=layout), said

@@ -14,6 +14,8 @@ from perfscope.trace.blocks import Block, blocks, chosen
 from perfscope.trace.columns import Rank
 from perfscope.trace.text import sources
 
+CUT = 56                        # characters of a cell: the numbers stay in sight; all of it when the mouse rests there
+
 
 @dataclass(frozen=True)
 class View:
@@ -54,7 +56,7 @@ def sections(view: View) -> list[tuple[str, str, Html]]:
 def block(b: Block) -> Html:
     """Sentences, then the table; warnings as alarms, notes as plain text."""
     text = "".join(f'<p{" class=alarm" if b.name == "warnings" and line.startswith("warning") else ""}>{escape(line)}</p>' for line in b.lines)
-    rows = [[cell(c.text[:160], c.sort, c.text if len(c.text) > 160 else "") for c in row] for row in b.rows]
+    rows = [[cell(c.text if len(c.text) <= CUT else c.text[:CUT] + "…", c.sort, c.text[:1000] if len(c.text) > CUT else "") for c in row] for row in b.rows]
     more = max(b.total, len(b.rows)) - len(b.rows)
     rest = f"<p>{more} more rows: perfscope trace analyze --json</p>" if more > 0 and rows else ""
     return Html(text + (table(b.head, rows) if rows else "") + rest)
