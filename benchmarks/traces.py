@@ -2,6 +2,10 @@
 
     python -m benchmarks.traces make TRACE OUT.json.gz [--megabytes 600]    a large trace from a real one
     python -m benchmarks.traces run TRACE [--peer PYTHON]                   one table; PYTHON: a venv with traceinsight (HTA)
+    python -m benchmarks.traces growth TRACE [--megabytes 150,300,600] [--folder F]     CPU and memory by size of the text
+
+`growth` makes one file after the other from a real trace, reads each (complete analysis, no cache), removes it, and fits a line
+through CPU seconds and memory: `--megabytes 6000` does it for one file of 6 GB, 0.6 GB of disk at a time.
 
 The large trace repeats a real one with its times shifted and its ids made fresh; the first two copies keep their
 ProfilerSteps (HTA loops over steps in Python, so a trace with hundreds of them would not be a fair comparison).
@@ -19,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 from perfscope.trace.cache import places
 from perfscope.trace.text import Source
@@ -56,7 +62,7 @@ def make(source: Path, target: Path, megabytes: int) -> None:
     shift = max(times) - min(times) + 1_000_000
     ids = max(int(n) for key, n in zip(parts[1::3], parts[2::3]) if key not in (b'"ts": ', b"ProfilerStep#")) + 1
     steps = len({n for key, n in zip(parts[1::3], parts[2::3]) if key == b"ProfilerStep#"})
-    with gzip.open(target, "wb", compresslevel=4) as out:
+    with gzip.open(target, "wb", compresslevel=4) as out:       # one copy at a time: any size fits in memory
         out.write(text[:head])
         for copy in range(max(1, round(megabytes * 1e6 / len(text)))):
             new = list(parts)
@@ -98,6 +104,29 @@ def run(path: Path, peer: str | None, repeat: int) -> list[dict]:
     return rows
 
 
+def growth(source: Path, megabytes: list[int], folder: Path | None, detail: str) -> list[dict]:
+    """One row per size, and with two or more a last one: what each further 100 MB of text cost, and the worst departure from a line."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    rows = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix="perfscope-growth-") as scratch:
+        for size in megabytes:
+            path = Path(scratch) / f"{size}.json.gz"
+            make(source, path, size)
+            body = OURS.format(detail=detail, cache=False)
+            got = child(sys.executable, CHILD.format(body=body, result="a.ranks[0].events, sum(k.count for k in a.ranks[0].kernels)"), path, env)
+            rows.append({"megabytes": size, "packed_mb": path.stat().st_size / 1e6, "cpu_s": float(got[0]), "peak_mb": float(got[1]),
+                         "events": int(got[2]), "kernels": int(got[3])})
+            path.unlink()
+    if len(rows) > 1:
+        last = {}
+        for figure in ("cpu_s", "peak_mb"):
+            slope, base = np.polyfit([r["megabytes"] for r in rows], [r[figure] for r in rows], 1)
+            last |= {f"{figure}_per_100_mb": 100 * slope, f"{figure}_at_0": base,
+                     f"{figure}_worst_residual": max(abs(r[figure] / (base + slope * r["megabytes"]) - 1) for r in rows)}
+        rows.append(last)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -109,11 +138,16 @@ def main() -> None:
     two.add_argument("trace", type=Path)
     two.add_argument("--peer")
     two.add_argument("--repeat", type=int, default=3)
+    three = verbs.add_parser("growth")
+    three.add_argument("trace", type=Path)
+    three.add_argument("--megabytes", type=lambda t: [int(n) for n in t.split(",")], default=[150, 300, 600])
+    three.add_argument("--folder", type=Path, help="where the files are made (default: the system's temporary folder)")
+    three.add_argument("--detail", choices=("full", "summary"), default="full")
     args = parser.parse_args()
     if args.verb == "make":
         make(args.source, args.target, args.megabytes)
         return
-    for row in run(args.trace, args.peer, args.repeat):
+    for row in growth(args.trace, args.megabytes, args.folder, args.detail) if args.verb == "growth" else run(args.trace, args.peer, args.repeat):
         print(json.dumps(row))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from perfscope.record import Warned
-from perfscope.trace.decode import EVENT, Instant, Meta
+from perfscope.trace.decode import _NONE, EVENT, Instant, Meta
 from perfscope.trace.times import exact_ns, integers, quick_ns, small
 
 #: Canonical categories; `Events.cat` is an index into this.
@@ -118,6 +118,7 @@ class _Categories(dict):
 
 _TS, _DUR, _NAME, _CAT, _PID, _TID, _ARGS = map(attrgetter, ("ts", "dur", "name", "cat", "pid", "tid", "args"))
 _CORRELATION, _EXTERNAL = attrgetter("correlation"), attrgetter("external")
+_FIELD = {n: attrgetter(n) for n in ("device", "stream", "bytes", "sequence", "shapes", "strides", "dtypes", "stack")}
 _ON_DEVICE = np.isin(np.arange(len(CATEGORIES)), (KERNEL, MEMCPY, MEMSET, GPU_ANNOTATION, SYNC))
 BATCH = 2048                # rows that become columns together: few enough for the cache, enough to pay for NumPy's calls
 
@@ -216,18 +217,23 @@ class Builder:
                   "correlation": integers(list(map(_CORRELATION, args)))}
         gpu = np.flatnonzero(_ON_DEVICE[cat]).tolist()
         calls = np.flatnonzero(cat == RUNTIME).tolist()             # ROCm has the size of a copy only in the call
-        for name, where in (("device", gpu), ("stream", gpu), ("bytes", gpu + calls)):
-            column[name] = self._some(n, where, integers([getattr(args[i], name) for i in where], COLUMNS[name]), COLUMNS[name])
-        self._places(rows, gpu, column)
+        on_gpu = [args[i] for i in gpu]
+        for name, where, some in (("device", gpu, on_gpu), ("stream", gpu, on_gpu), ("bytes", gpu + calls, on_gpu + [args[i] for i in calls])):
+            column[name] = self._some(n, where, integers(list(map(_FIELD[name], some)), COLUMNS[name]), COLUMNS[name])
+        self._places(rows, np.flatnonzero(_ON_DEVICE[cat] & ((column["device"] < 0) | (column["stream"] < 0))).tolist(), column)
         if self.detail == "full":
             external = integers(list(map(_EXTERNAL, args)))
-            if (external == -1).any():
-                external = np.maximum(external, integers([a.external_2021 for a in args]))
+            older = np.flatnonzero(external == -1).tolist()
+            if older:
+                external[older] = integers([args[i].external_2021 for i in older])
             column["external"] = external
             host = np.flatnonzero((cat == CPU_OP) | (cat == ANNOTATION)).tolist()
-            column["sequence"] = self._some(n, host, integers([args[i].sequence for i in host]), np.int64)
+            on_host = [args[i] for i in host]
+            column["sequence"] = self._some(n, host, integers(list(map(_FIELD["sequence"], on_host))), np.int64)
             for name in ("shapes", "strides", "dtypes", "stack"):
-                column[name] = self._some(n, host, self._interned([getattr(args[i], name) for i in host]), np.int32)
+                raws = list(map(_FIELD[name], on_host))
+                given = raws.count(_NONE) < len(raws)
+                column[name] = self._some(n, host if given else [], self._interned(raws) if given else None, np.int32)
             self._collectives([(first + i, args[i]) for i in gpu if args[i].collective])
         for name, values in column.items():
             parts[name].append(small(values, COLUMNS[name]))
