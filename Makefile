@@ -35,7 +35,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "adding what the tests need"
-	@$(PIP) -e '.[test]'
+	@$(PIP) -e '.[test,view]'
 	@$(PIP) pyyaml huggingface_hub safetensors pillow
 	@$(PIP) --no-deps timm
 	@touch $@

@@ -3,7 +3,8 @@
     PerfscopeError                      what happened, why, what to do next
     |-- UsageError           exit 2     the command line or the arguments are wrong
     |   |-- WorkloadError    exit 2     the model, file or callable cannot be used as a workload
-    |   `-- RecordError      exit 2     a run.json cannot be read, or two cannot be compared
+    |   |-- RecordError      exit 2     a run.json cannot be read, or two cannot be compared
+    |   `-- TraceError       exit 2     a profiler trace cannot be read, not even in part
     |-- EnvironmentError_    exit 3     this machine lacks something: a GPU, memory, disk, a package
     `-- PrecisionError       exit 4     measured, but not as well as was asked for
 
@@ -42,6 +43,10 @@ class WorkloadError(UsageError):
 
 class RecordError(UsageError):
     """A run.json cannot be read, or two cannot be compared."""
+
+
+class TraceError(UsageError):
+    """A profiler trace cannot be read, not even in part."""
 
 
 class EnvironmentError_(PerfscopeError):

@@ -68,16 +68,22 @@ def article(run: Run, fragments, number: int) -> str:
 
 def render(runs, fragments, **_) -> str:
     """The whole page for one or more runs. Raises EnvironmentError_ without plotly."""
-    code = bundle()
-    css, script = ((HERE / f"_page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    bundle()                        # what is missing is said before the work
     made = [list(fragments(run)) for run in runs]
     body = "".join(article(run, found, i) for i, (run, found) in enumerate(zip(runs, made)))
-    body, figures = gather(body)
     names = [facts.headline(run)[0] for run in runs]
     if len(runs) > 1:
         places = [(f"run{f'-{i}' if i else ''}", name) for i, name in enumerate(names)]
     else:
         places = [(f.name, f.title) for f in made[0] if f.title]
+    return page(", ".join(names), body, places)
+
+
+def page(title: str, body: str, places: list[tuple[str, str]]) -> str:
+    """The shell around a body of safe HTML: navigation (anchor, text), styles, script, plotly. Raises EnvironmentError_ without plotly."""
+    code = bundle()
+    css, script = ((HERE / f"_page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    body, figures = gather(body)
     menu = "".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in places)
     return f"""<!doctype html>
 <html lang="en">
@@ -86,7 +92,7 @@ def render(runs, fragments, **_) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="generator" content="perfscope">
-<title>{escape(", ".join(names))} · perfscope</title>
+<title>{escape(title)} · perfscope</title>
 <style>
 {css}</style>
 </head>

@@ -17,7 +17,7 @@ import traceback
 
 from perfscope.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, PerfscopeError
 
-COMMANDS = ("breakdown", "report", "compare", "env", "selfcheck", "list")
+COMMANDS = ("breakdown", "report", "compare", "trace", "env", "selfcheck", "list")
 EXIT_BUG = 70   # sysexits.h, EX_SOFTWARE
 
 
@@ -42,7 +42,13 @@ def app():
             raise typer.Exit()
 
     for name in COMMANDS:
-        application.command(name)(_stoppable(import_module(f"perfscope.cli.{name}").command))
+        module = import_module(f"perfscope.cli.{name}")
+        if hasattr(module, "application"):      # a command with commands of its own
+            for sub in module.application.registered_commands:
+                sub.callback = _stoppable(sub.callback)
+            application.add_typer(module.application, name=name)
+        else:
+            application.command(name)(_stoppable(module.command))
     return application
 
 

@@ -1,0 +1,78 @@
+"""Who is inside whom on each thread: parents of host events, and the innermost event around a moment. Vectorised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Nest:
+    """Events sorted by thread, start, and length (longest first). Positions are into that order."""
+
+    rows: np.ndarray                # of the caller's table
+    thread: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    parent: np.ndarray              # position, -1: outermost
+    bounds: dict[int, tuple[int, int]]
+
+    def innermost(self, thread: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """The position of the innermost event of each thread that covers each moment (start <= at <= end), or -1.
+
+        The end counts as inside, because traces in whole microseconds have calls that start at the tick where their
+        operator ends. Complexity: a binary search per moment, then one round per level of nesting.
+        """
+        found = np.full(len(at), -1, np.int64)
+        for key in np.unique(thread):
+            if int(key) not in self.bounds:
+                continue
+            low, high = self.bounds[int(key)]
+            mine = np.flatnonzero(thread == key)
+            found[mine] = low - 1 + np.searchsorted(self.start[low:high], at[mine], side="right")
+            found[mine[found[mine] < low]] = -1
+        while len(self.rows):
+            over = np.flatnonzero((found >= 0) & (self.end[found] < at))
+            if not len(over):
+                break
+            found[over] = self.parent[found[over]]
+        return found
+
+    def inherited(self, values: np.ndarray, missing) -> np.ndarray:
+        """Each event's value, or that of its nearest ancestor that has one."""
+        values, jump = values.copy(), self.parent.copy()
+        while True:
+            want = np.flatnonzero((values == missing) & (jump >= 0))
+            if not len(want):
+                return values
+            via = jump[want]
+            values[want] = values[via]                  # right-hand sides are read before anything is written:
+            jump[want] = np.where(values[want] == missing, jump[via], -1)   # every round doubles the distance
+
+    def self_time(self) -> np.ndarray:
+        """Each event's length without its children's, ns (a child that ends after its parent counts up to the parent's end)."""
+        own = self.end - self.start
+        kids = np.flatnonzero(self.parent >= 0)
+        above = self.parent[kids]
+        np.subtract.at(own, above, np.minimum(self.end[kids], self.end[above]) - self.start[kids])
+        return own
+
+
+def nest(rows: np.ndarray, thread: np.ndarray, start: np.ndarray, end: np.ndarray) -> Nest:
+    """The nesting of these events. An event is inside the nearest earlier one of its thread that ends no sooner."""
+    order = np.lexsort((rows, -end, start, thread))
+    rows, thread, start, end = rows[order], thread[order], start[order], end[order]
+    n = len(rows)
+    first = np.flatnonzero(np.concatenate(([True], thread[1:] != thread[:-1]))) if n else np.zeros(0, np.int64)
+    last = np.append(first[1:], n)
+    # the previous one that ends no sooner, by jumping over those that end sooner: everything between an event and what
+    # it points to ends sooner than the event, so what ends sooner than i may be left out together with what it covers
+    above = np.arange(-1, n - 1, dtype=np.int64)
+    above[first] = -1
+    active = np.flatnonzero(above >= 0)
+    while len(active):
+        active = active[end[above[active]] < end[active]]
+        above[active] = above[above[active]]
+        active = active[above[active] >= 0]
+    return Nest(rows, thread, start, end, above, {int(thread[a]): (int(a), int(b)) for a, b in zip(first, last)})

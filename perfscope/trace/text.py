@@ -1,0 +1,202 @@
+"""The text of a trace, decompressed piece by piece: from a file, gzip, a tar or directory of ranks, or standard input.
+
+Memory stays at a few megabytes whatever the file holds. A stream that breaks off gives what it had and a note;
+one that unpacks without end is stopped at a limit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tarfile
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Iterator
+
+from perfscope.errors import TraceError
+
+try:
+    from isal import isal_zlib as _zlib          # three times as fast as the standard library
+    _ERRORS: tuple = (zlib.error, _zlib.IsalError)
+except ImportError:
+    _zlib, _ERRORS = zlib, (zlib.error,)
+
+CHUNK = 1 << 18             # text at a time: its thousand events stay in the second-level cache (1 MB costs 15 % more CPU)
+PACKED = 1 << 14            # compressed bytes handed over at a time: what a damaged place can take with it
+LIMIT = 64 << 30            # text of one file; ten times the largest trace reported in PyTorch's issues
+RATIO = 300                 # real traces shrink 8 to 40 times, one repeated a hundred times 60; a bomb of zeros 1000 times
+RATIO_FROM = 256 << 20      # the ratio is looked at after this much text: small files may be as repetitive as they like
+SUFFIXES = (".json", ".json.gz", ".json.gzip")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One rank's text: a file, or a member of a tar. `label` is for people."""
+
+    path: str
+    member: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else self.path
+
+
+@dataclass
+class Break:
+    """Where and why the text stopped too early. `at`: byte in the decompressed text."""
+
+    at: int
+    why: str
+
+
+def sources(path) -> list[Source]:
+    """The ranks behind a path, in the order of the numbers in their names. Raises TraceError if there are none."""
+    if str(path) == "-":
+        return [Source("-")]
+    here = Path(path)
+    try:
+        if here.is_dir():
+            return [Source(str(p)) for p in _in_folder(here)]
+        with open(here, "rb") as f:
+            head = f.read(512)
+        if not head:
+            raise TraceError(f"{here} is empty (0 bytes)", "The profiler did not finish writing it: record it again.")
+        return _in_tar(here) if _is_tar(here, head) else [Source(str(here))]
+    except FileNotFoundError:
+        raise TraceError(f"there is no file or directory {here}", "Give a .json, .json.gz, a tar or a directory of traces.") from None
+    except OSError as e:
+        raise TraceError(f"cannot open {here}: {e.strerror or e}", "Check the path and its permissions.") from None
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    for found in (folder.iterdir(), folder.rglob("*")):
+        files = [p for p in found if p.name.endswith(SUFFIXES) and p.is_file()]
+        if files:
+            return sorted(files, key=lambda p: _natural(str(p)))
+    raise TraceError(f"{folder} has no .json or .json.gz file", "Give the directory that the profiler wrote into.")
+
+
+def _natural(text: str) -> list:
+    return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.findall(r"\d+|\D+", text)]
+
+
+def _is_tar(path: Path, head: bytes) -> bool:
+    if head[257:262] == b"ustar":
+        return True
+    return head[:2] == b"\x1f\x8b" and re.search(r"\.(tar\.gz|tgz)$", path.name) is not None
+
+
+def _in_tar(path: Path) -> list[Source]:
+    try:
+        with tarfile.open(path) as tar:
+            names = [m.name for m in tar if m.isfile() and m.name.endswith(SUFFIXES)]
+    except (tarfile.TarError, EOFError, *_ERRORS) as e:
+        raise TraceError(f"{path} is a damaged tar archive: {e}", "Unpack what is left of it and give the directory.") from None
+    if not names:
+        raise TraceError(f"{path} holds no .json or .json.gz file", "Give a tar of the ranks' traces.")
+    return [Source(str(path), n) for n in sorted(names, key=_natural)]
+
+
+def chunks(source: Source, broken: list[Break], limit: int | None = None) -> Iterator[bytes]:
+    """The decompressed text, about CHUNK bytes at a time. What goes wrong on the way is appended to `broken`."""
+    if source.member:
+        with tarfile.open(source.path) as tar:
+            yield from _unpacked(tar.extractfile(source.member), source, broken, limit or LIMIT)
+    elif source.path == "-":
+        yield from _unpacked(sys.stdin.buffer, source, broken, limit or LIMIT)
+    else:
+        with open(source.path, "rb", buffering=0) as f:
+            yield from _unpacked(f, source, broken, limit or LIMIT)
+
+
+def spooled(limit: int) -> str:
+    """Standard input as a temporary file, for a tar that comes through a pipe. The caller removes it."""
+    with tempfile.NamedTemporaryFile(prefix="perfscope-stdin-", delete=False) as f:
+        size = 0
+        while piece := sys.stdin.buffer.read(CHUNK):
+            size += len(piece)
+            if size > limit:
+                os.unlink(f.name)
+                raise TraceError("standard input is longer than the limit", "Raise it with --limit-gb.")
+            f.write(piece)
+    return f.name
+
+
+def _unpacked(stream: BinaryIO, source: Source, broken: list[Break], limit: int) -> Iterator[bytes]:
+    read = _reader(stream, broken)
+    first = read(512)
+    if not first:
+        raise TraceError(f"{source.label} is empty (0 bytes)", "The profiler did not finish writing it: record it again.")
+    if first[:2] == b"\x1f\x8b":
+        yield from _gunzip(first, read, source, broken, limit)
+        return
+    if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise TraceError(f"{source.label} is UTF-16, not UTF-8", "PowerShell's > writes UTF-16: convert it, or copy the file instead.")
+    if first[:4] in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or first[:3] == b"BZh":
+        raise TraceError(f"{source.label} is compressed in a way that is not read here", "Unpack it first, or use gzip.")
+    size = 0
+    piece = first
+    while piece:
+        size += len(piece)
+        if size > limit:
+            raise _too_long(source, limit)
+        yield piece
+        piece = read(CHUNK)
+
+
+def _reader(stream: BinaryIO, broken: list[Break]):
+    def read(n: int) -> bytes:
+        try:
+            return stream.read(n)
+        except (OSError, EOFError, tarfile.TarError, *_ERRORS) as e:
+            broken.append(Break(-1, f"the file cannot be read to its end ({e})"))
+            return b""
+    return read
+
+
+def _gunzip(packed: bytes, read, source: Source, broken: list[Break], limit: int) -> Iterator[bytes]:
+    engine = _zlib.decompressobj(31)
+    ready: list[bytes] = []
+    waiting = size = 0
+    taken = len(packed)
+    while True:
+        if not packed:
+            packed = read(PACKED)
+            if not packed:
+                if not engine.eof:
+                    broken.append(Break(size, "the gzip stream breaks off: the file was cut, or is still being written"))
+                break
+            taken += len(packed)
+        try:
+            piece = engine.decompress(packed, CHUNK)
+        except _ERRORS as e:
+            broken.append(Break(size, f"the gzip stream is damaged near its byte {taken - len(packed)} ({e})"))
+            break
+        packed = engine.unconsumed_tail
+        if engine.eof:
+            packed = engine.unused_data.lstrip(b"\0") or read(PACKED)
+            if packed[:2] == b"\x1f\x8b":
+                engine = _zlib.decompressobj(31)
+            elif packed:
+                broken.append(Break(size + len(piece), "bytes that are not gzip follow the gzip stream"))
+                packed = b""
+        size += len(piece)
+        if size > limit or (size > RATIO_FROM and size > RATIO * max(taken, PACKED)):
+            raise _too_long(source, min(size, limit))
+        ready.append(piece)
+        waiting += len(piece)
+        if waiting >= CHUNK // 2:
+            yield b"".join(ready) if len(ready) > 1 else piece
+            ready, waiting = [], 0
+        if engine.eof and not packed:
+            break
+    if ready:
+        yield b"".join(ready)
+
+
+def _too_long(source: Source, size: int) -> TraceError:
+    return TraceError(f"{source.label} unpacks to more than {size / 1e9:.1f} GB: stopped, it looks like a decompression bomb",
+                      "If it is a real trace, raise the limit: read(..., limit_bytes=...) or --limit-gb.")

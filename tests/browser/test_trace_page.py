@@ -1,0 +1,148 @@
+"""The trace page in a real browser: draws offline without a word on the console, zooms, hides, sorts; on a phone and in the dark."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from perfscope.trace.page import of_trace
+from tests.browser.test_report_page import CHROMIUM, FLAGS, WAIT
+from tests.trace_fuzz import classic, events
+
+TRACES = Path(os.environ.get("PERFSCOPE_DATA", "/nonexistent")) / "traces"
+SCREENSHOTS = os.environ.get("PERFSCOPE_SCREENSHOTS")       # a folder: the pages are kept there to be looked at
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+pytest.importorskip("plotly", reason="the page carries plotly's bundle")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser tests")
+pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("traces")
+    some = events(4)
+    (made / "small.json").write_bytes(classic(some))
+    (made / "cpu.json").write_bytes(classic([e for e in some if e.get("cat") in ("cpu_op", "user_annotation", None)]))
+    (made / "hostile.json").write_bytes(classic([{**e, "name": HOSTILE} if e.get("cat") in ("kernel", "cpu_op") else e for e in some]))
+    for path in list(made.glob("*.json")):
+        path.with_suffix(".html").write_text(of_trace(path, cache=False), encoding="utf-8")
+    if TRACES.is_dir():
+        (made / "a100.html").write_text(of_trace(TRACES / "a100-resnet50-ddp-nchw.json.gz", cache=False), encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, folder):
+    """visit(name) -> page, drawn; afterwards nothing may have been said on the console or asked of a network."""
+    said, contexts = [], []
+
+    def go(name, **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
+        page = context.new_page()
+        page.on("console", lambda m: said.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda e: said.append(f"error: {e}"))
+        page.on("dialog", lambda d: (said.append(f"dialog: {d.message}"), d.dismiss()))
+        page.on("request", lambda r: None if r.url.startswith(("file://", "blob:", "data:")) else said.append(f"request: {r.url}"))
+        page.goto((folder / f"{name}.html").as_uri())
+        page.wait_for_selector("html[data-ready]", timeout=WAIT, state="attached")
+        contexts.append(context)
+        if SCREENSHOTS:
+            page.screenshot(path=f"{SCREENSHOTS}/trace-{name}.png", full_page=True)
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def span(page):
+    return page.evaluate("document.querySelector('#timeline .canvas')._fullLayout.xaxis.range.slice()")
+
+
+def until(page, expression):
+    """Waits for a JavaScript expression; from here, because the page's policy forbids the evaluation that a waiter in it needs."""
+    for _ in range(WAIT // 50):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
+def drag(page, start, end):
+    """Drags over a part of the time line; fractions of its width."""
+    page.locator("#timeline .canvas").scroll_into_view_if_needed()
+    box = page.locator("#timeline .nsewdrag").first.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + start * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + end * box["width"], y, steps=6)
+    page.mouse.up()
+
+
+@pytest.mark.parametrize("name", ["small", "a100"])
+def test_time_line_zooms_and_comes_back(visit, folder, name):
+    if not (folder / f"{name}.html").exists():
+        pytest.skip("$PERFSCOPE_DATA has no traces")
+    page = visit(name)
+    low, high = span(page)
+    assert low == 0 and page.locator("#timeline .barlayer .point").count() > 10
+    drag(page, 0.4, 0.6)
+    until(page, "document.querySelector('#timeline .canvas')._fullLayout.xaxis.range[0] > 0")
+    a, b = span(page)
+    assert a == pytest.approx(0.4 * high, abs=0.03 * high) and b == pytest.approx(0.6 * high, abs=0.03 * high)
+    box = page.locator("#timeline .nsewdrag").first.bounding_box()
+    page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    until(page, "document.querySelector('#timeline .canvas')._fullLayout.xaxis.range[0] <= 0")
+    assert span(page) == [low, high]
+
+
+def test_views_and_legend(visit):
+    page = visit("small")
+    title = page.locator("#timeline .xtitle")
+    hidden = page.locator("#timeline .legendtext").first.text_content()
+    page.locator("#timeline .legendtoggle").first.click()
+    until(page, "document.querySelector('#timeline .canvas').data.some(t => t.visible === 'legendonly')")
+    assert page.evaluate("document.querySelector('#timeline .canvas').data.filter(t => t.visible === 'legendonly').map(t => t.name)") == [hidden]
+    first = title.text_content()
+    assert first == "ms since the start of ProfilerStep#1" and page.locator("#split .barlayer .point").count() > 4
+
+
+def test_tables_sort(visit):
+    page = visit("small")
+    kernels = lambda: page.evaluate("[...document.querySelector('#kernels table').tBodies[0].rows].map(r => Number(r.cells[3].dataset.v))")  # noqa: E731
+    page.locator("#kernels th", has_text="ms").click()
+    up = kernels()
+    page.locator("#kernels th", has_text="ms").click()
+    assert len(up) == 4 and up == sorted(up) and kernels() == sorted(up, reverse=True)
+    page.locator("#steps th button").nth(0).click()
+    page.locator("#steps th button").nth(0).click()
+    assert page.locator("#steps tbody td").first.inner_text() == "Step#3"
+    assert page.locator("#ops tbody tr").count() == 3
+
+
+def test_hostile_names_are_text(visit):
+    page = visit("hostile")
+    assert page.locator("img").count() == 0 and HOSTILE in page.locator("#kernels tbody td").first.inner_text()
+    page.locator("#timeline .barlayer .point").nth(2).hover(force=True)
+
+
+def test_without_a_gpu_it_is_a_note(visit):
+    page = visit("cpu")
+    assert page.locator("article .alarm").count() == 0 and "no kernel was recorded" in page.locator("#warnings").inner_text()
+    assert page.locator("#timeline .barlayer .point").count() > 0 and page.locator("#split").count() == 0
+
+
+@pytest.mark.parametrize("options", [{"viewport": {"width": 390, "height": 844}}, {"color_scheme": "dark"}])
+def test_phone_and_dark(visit, options):
+    page = visit("small", **options)
+    assert page.evaluate("document.documentElement.scrollWidth") <= options.get("viewport", {"width": 1280})["width"]
+    assert page.evaluate("document.documentElement.dataset.theme") == options.get("color_scheme", "light")
