@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 TOKENS = ('"ts": ', '"dur": ', '"ph": "X"', '"cat": "kernel"', '"cat": "cpu_op"', '"cat": "cuda_runtime"', '"correlation": ', '"stream": ', '"device": ',
@@ -82,6 +83,10 @@ def main() -> None:
         runs = re.search(r"(?:number_of_executed_units: |Done )(\d+)", done.stdout)
         if done.returncode:
             print("\n".join(lines[-60:]))
+            for path in args.keep.glob("timeout-*"):        # libFuzzer's clock is the wall's: a machine that stood still looks like a hang
+                begin = time.process_time()
+                check(path.read_bytes(), Path(scratch) / "again.json")
+                print(f"{path.name}: {time.process_time() - begin:.2f} s of CPU time when it is run again")
         print(json.dumps({"corpus": int(last[3]) if last else None, "inputs": int(runs[1]) if runs else None,
                           "coverage": int(last[1]) if last else None, "features": int(last[2]) if last else None, "minutes": args.minutes,
                           "broke": done.returncode != 0}))

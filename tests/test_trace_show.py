@@ -9,7 +9,7 @@ import pytest
 
 from perfscope import registry
 from perfscope.cli import main
-from perfscope.trace import analyze, read
+from perfscope.trace import analyze, read, split, timeline
 from perfscope.trace.blocks import blocks, chosen
 from perfscope.trace.page import View, build, of_trace
 from perfscope.trace.show import markdown, terminal
@@ -29,7 +29,7 @@ def trace(tmp_path):
 
 def lanes(view, step=None):
     """The figure of a view's time line."""
-    return registry.load("reports", "trace_timeline").draw(view, step or view.rank.steps[0])
+    return timeline.draw(view, step or view.rank.steps[0])
 
 
 def seen(path):
@@ -142,10 +142,9 @@ def test_many_steps_stay_small(tmp_path):
 
 
 def test_somebodys_broken_section_does_not_cost_the_page(trace, monkeypatch):
-    module = registry.load("reports", "trace_split")
-    monkeypatch.setattr(module, "render", lambda view: 1 / 0)
+    monkeypatch.setattr(split, "render", lambda view: 1 / 0)
     page = of_trace(trace, cache=False)
-    assert "trace_split could not be drawn: ZeroDivisionError" in page and 'id="timeline"' in page
+    assert "split could not be drawn: ZeroDivisionError" in page and 'id="timeline"' in page
 
 
 @real

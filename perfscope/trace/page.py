@@ -1,4 +1,4 @@
-"""The page about a trace: the report's own shell, the sections of `reports/` for traces, and the blocks. No torch, no network."""
+"""The page about a trace: the report's own shell, the figures, the blocks, and the sections of `reports/` for traces. No torch, no network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from perfscope import registry
 from perfscope.errors import EnvironmentError_
 from perfscope.sections import Html, cell, escape, slug, table
-from perfscope.trace import reader
+from perfscope.trace import reader, split, timeline
 from perfscope.trace.analysis import Analysis, RankAnalysis
 from perfscope.trace.blocks import Block, blocks, chosen
 from perfscope.trace.columns import Rank
@@ -40,8 +40,9 @@ def build(name: str, view: View) -> str:
 
 
 def sections(view: View) -> list[tuple[str, str, Html]]:
-    """(name, title, HTML) of the plug-ins of reports/ that are for traces. One that fails says so; the page still stands."""
-    modules = [(n, registry.load("reports", n)) for n in registry.names("reports")]
+    """(name, title, HTML) of split.py, timeline.py, and the plug-ins of reports/ whose KINDS name "trace". One that fails says so; the page
+    still stands. The first two need NumPy, which nothing in reports/ may."""
+    modules = [("split", split), ("timeline", timeline), *((n, registry.load("reports", n)) for n in registry.names("reports"))]
     wanted = sorted(((m.ORDER, n, m) for n, m in modules if "trace" in getattr(m, "KINDS", ())), key=lambda m: m[:2])
     out = []
     for _, name, module in wanted:
@@ -49,7 +50,7 @@ def sections(view: View) -> list[tuple[str, str, Html]]:
             made = module.render(view)
         except Exception as e:      # somebody's own section must not cost the page
             made = f'<p class="alarm">{escape(f"The section {name} could not be drawn: {type(e).__name__}: {e}")}</p>'
-        out.append((slug(name.removeprefix("trace_")), module.TITLE, Html(made)))
+        out.append((slug(name), module.TITLE, Html(made)))
     return out
 
 
