@@ -14,8 +14,12 @@ import typer
 from perfscope.cli import options as o
 from perfscope.errors import EXIT_ENVIRONMENT, EXIT_OK, EXIT_UNSURE, UsageError
 
-application = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True,
-                          help="Record a profiler trace, analyse any PyTorch trace, compare two, open them in a browser.")
+application = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Record a profiler trace, analyse any PyTorch trace, compare two, open them in a browser.",
+)
 
 BatchSize = Annotated[str, typer.Option("--batch", help="One batch size. Default: 256 on a GPU, 16 on a CPU.")]
 Steps = Annotated[int, typer.Option(help="Steps to record.")]
@@ -25,24 +29,54 @@ Stacks = Annotated[bool, typer.Option("--stacks", help="Source lines (Python fun
 Modules = Annotated[bool, typer.Option("--modules", help="The module tree; needs the stacks, so records them too.")]
 Memory = Annotated[bool, typer.Option("--memory", help="Every allocation.")]
 Out = Annotated[str, typer.Option(help="Folder for the trace. Default: runs/ID/trace.")]
-Path_ = Annotated[str, typer.Argument(metavar="RUN|FILE|DIR", help="A trace (.json, .json.gz), a run.json, or a folder of them.")]
-Trace = Annotated[str, typer.Argument(metavar="TRACE", help="A trace, a folder or tar of ranks, or - for standard input.")]
+Path_ = Annotated[
+    str, typer.Argument(metavar="RUN|FILE|DIR", help="A trace (.json, .json.gz), a run.json, or a folder of them.")
+]
+Trace = Annotated[
+    str, typer.Argument(metavar="TRACE", help="A trace, a folder or tar of ranks, or - for standard input.")
+]
 Port = Annotated[int, typer.Option(help="0: a free one; for Perfetto: 9001, the only one it may read from.")]
-Perfetto = Annotated[bool, typer.Option("--perfetto", help="Serve the trace to ui.perfetto.dev instead of starting TensorBoard.")]
+Perfetto = Annotated[
+    bool, typer.Option("--perfetto", help="Serve the trace to ui.perfetto.dev instead of starting TensorBoard.")
+]
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Print the address only.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="As Markdown.")]
 HtmlOut = Annotated[str, typer.Option("--html", metavar="OUT", help="Write a page with the time line of a step.")]
-RankNumber = Annotated[int, typer.Option("--rank", help="The rank to show. Default: the one the others wait for, else the first.", show_default=False)]
-LimitGb = Annotated[float, typer.Option("--limit-gb", help="Refuse a file that unpacks to more. Default: 64 GiB.", show_default=False)]
+RankNumber = Annotated[
+    int,
+    typer.Option(
+        "--rank", help="The rank to show. Default: the one the others wait for, else the first.", show_default=False
+    ),
+]
+LimitGb = Annotated[
+    float, typer.Option("--limit-gb", help="Refuse a file that unpacks to more. Default: 64 GiB.", show_default=False)
+]
 Summary = Annotated[bool, typer.Option("--summary", help="Without operators: half the time and memory.")]
 
 
 @application.command("record")
-def record(model: o.Model = "resnet9", batch: BatchSize = "", dtype: o.Dtype = "float32", memory_format: o.MemoryFormat = "contiguous",
-           compile: o.Compile = "off", cuda_graph: o.CudaGraph = False, device: o.Device = "auto", steps: Steps = 3, warmup: Warmup = 2,
-           shapes: Shapes = False, stacks: Stacks = False, modules: Modules = False, memory: Memory = False, input: o.Input = "",
-           classes: o.Classes = 0, seed: o.Seed = 0, out: Out = "", as_json: Json = False, quiet: o.Quiet = False) -> int:
+def record(
+    model: o.Model = "resnet9",
+    batch: BatchSize = "",
+    dtype: o.Dtype = "float32",
+    memory_format: o.MemoryFormat = "contiguous",
+    compile: o.Compile = "off",
+    cuda_graph: o.CudaGraph = False,
+    device: o.Device = "auto",
+    steps: Steps = 3,
+    warmup: Warmup = 2,
+    shapes: Shapes = False,
+    stacks: Stacks = False,
+    modules: Modules = False,
+    memory: Memory = False,
+    input: o.Input = "",
+    classes: o.Classes = 0,
+    seed: o.Seed = 0,
+    out: Out = "",
+    as_json: Json = False,
+    quiet: o.Quiet = False,
+) -> int:
     """Record the training step of a model: steps and parts on the time line; one file per rank under torchrun.
 
     Nothing is timed: a profiled step is slower than a real one. Writes a Chrome trace and a TensorBoard log directory,
@@ -50,11 +84,23 @@ def record(model: o.Model = "resnet9", batch: BatchSize = "", dtype: o.Dtype = "
     """
     from perfscope import options
 
-    wanted = options.check(options.Options(model=model, batch_sizes=options.sizes(batch), dtype=dtype, memory_format=memory_format, compile=compile,
-                                           cuda_graph=cuda_graph, device=device, input_shape=options.shape(input) if input else (), classes=classes, seed=seed))
+    wanted = options.check(
+        options.Options(
+            model=model,
+            batch_sizes=options.sizes(batch),
+            dtype=dtype,
+            memory_format=memory_format,
+            compile=compile,
+            cuda_graph=cuda_graph,
+            device=device,
+            input_shape=options.shape(input) if input else (),
+            classes=classes,
+            seed=seed,
+        )
+    )
     if len(wanted.batch_sizes) > 1:
         raise UsageError("a trace is of one batch size", "For example: --batch 128")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")      # read when torch is loaded: its progress is not the user's
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is loaded: its progress is not the user's
     from perfscope.breakdown import new_id
     from perfscope.measure.ranks import leave, world
     from perfscope.trace.record import record_model
@@ -62,10 +108,23 @@ def record(model: o.Model = "resnet9", batch: BatchSize = "", dtype: o.Dtype = "
     rank, size = world()
     folder = Path(out) if out else Path("runs") / (new_id(model) if size == 1 else _shared_id(model)) / "trace"
     say = (lambda text: None) if quiet or rank else (lambda text: print(f"perfscope: {text}", file=sys.stderr))
-    recorder = record_model(wanted, folder, steps=steps, warmup=warmup, stage=say, shapes=shapes, stacks=stacks, modules=modules, memory=memory)
+    recorder = record_model(
+        wanted,
+        folder,
+        steps=steps,
+        warmup=warmup,
+        stage=say,
+        shapes=shapes,
+        stacks=stacks,
+        modules=modules,
+        memory=memory,
+    )
     leave()
     for p in recorder.problems:
-        print(f"perfscope: {f'rank {rank}: ' if size > 1 else ''}{p.text}" + (f"\n  -> {p.hint}" if p.hint else ""), file=sys.stderr)
+        print(
+            f"perfscope: {f'rank {rank}: ' if size > 1 else ''}{p.text}" + (f"\n  -> {p.hint}" if p.hint else ""),
+            file=sys.stderr,
+        )
     if rank == 0:
         _say(recorder, folder, as_json)
     return EXIT_UNSURE if recorder.problems else EXIT_OK
@@ -76,14 +135,28 @@ def _shared_id(model: str) -> str:
     from perfscope.breakdown import new_id
 
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return new_id(model) if job == "none" and "MASTER_PORT" not in os.environ else f"{job}-{os.environ.get('MASTER_PORT', '0')}_{new_id(model).split('_', 1)[1]}"
+    return (
+        new_id(model)
+        if job == "none" and "MASTER_PORT" not in os.environ
+        else f"{job}-{os.environ.get('MASTER_PORT', '0')}_{new_id(model).split('_', 1)[1]}"
+    )
 
 
 def _say(recorder, folder: Path, as_json: bool) -> None:
     found = recorder.found
     if as_json:
-        print(json.dumps({"files": [str(f) for f in recorder.files], "steps": len(found.steps) if found else 0, "parts": found.parts if found else {},
-                          "counts": found.counts if found else {}, "problems": [p.code for p in recorder.problems]}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "files": [str(f) for f in recorder.files],
+                    "steps": len(found.steps) if found else 0,
+                    "parts": found.parts if found else {},
+                    "counts": found.counts if found else {},
+                    "problems": [p.code for p in recorder.problems],
+                },
+                indent=1,
+            )
+        )
     elif found:
         kernels = f", {found.counts['kernels']} kernels" if found.counts["kernels"] else ", no GPU"
         print(f"{recorder.files[0]}: {len(found.steps)} steps, {found.counts['ops']} operators{kernels}")
@@ -92,7 +165,9 @@ def _say(recorder, folder: Path, as_json: bool) -> None:
 
 
 @application.command("view")
-def view(path: Path_, port: Port = 0, perfetto: Perfetto = False, no_browser: NoBrowser = False, quiet: o.Quiet = False) -> int:
+def view(
+    path: Path_, port: Port = 0, perfetto: Perfetto = False, no_browser: NoBrowser = False, quiet: o.Quiet = False
+) -> int:
     """Open runs and traces in TensorBoard, or a trace in Perfetto, on this machine only. Ends on Ctrl-C.
 
     TensorBoard shows perfscope's own pages, which need no network, and the PyTorch profiler's, on copies that are
@@ -108,7 +183,9 @@ def view(path: Path_, port: Port = 0, perfetto: Perfetto = False, no_browser: No
             with viewer.perfetto(found, port) as links:
                 print(*links, sep="\n", flush=True)
                 if port not in (0, viewer.PERFETTO_PORT):
-                    say(f"ui.perfetto.dev may only read from port {viewer.PERFETTO_PORT}; on {port} it works with your own copy of it")
+                    say(
+                        f"ui.perfetto.dev may only read from port {viewer.PERFETTO_PORT}; on {port} it works with your own copy of it"
+                    )
                 say("Ctrl-C ends it")
                 _show(links[0], no_browser or len(links) > 1)
                 told.wait()
@@ -135,8 +212,15 @@ def _show(url: str, no_browser: bool) -> None:
 
 
 @application.command("analyze")
-def analyze(trace: Trace, as_json: Json = False, as_markdown: Markdown = False, html: HtmlOut = "", rank: RankNumber = -1,
-            limit_gb: LimitGb = 0.0, summary: Summary = False) -> int:
+def analyze(
+    trace: Trace,
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+    html: HtmlOut = "",
+    rank: RankNumber = -1,
+    limit_gb: LimitGb = 0.0,
+    summary: Summary = False,
+) -> int:
     """Analyse any PyTorch trace exactly: steps, busy and idle time, kernels, operators, input, copies, launches, ranks."""
     from perfscope.record import to_dict
     from perfscope.trace.analysis import analyze_files
@@ -154,7 +238,9 @@ def analyze(trace: Trace, as_json: Json = False, as_markdown: Markdown = False, 
     try:
         one = chosen(found, rank if rank >= 0 else None)
     except KeyError:
-        raise UsageError(f"the trace has no rank {rank}", f"It has: {', '.join(str(r.rank) for r in found.ranks)}.") from None
+        raise UsageError(
+            f"the trace has no rank {rank}", f"It has: {', '.join(str(r.rank) for r in found.ranks)}."
+        ) from None
     if html:
         from perfscope.trace.page import write
 
@@ -167,7 +253,11 @@ def analyze(trace: Trace, as_json: Json = False, as_markdown: Markdown = False, 
 
     name = "standard input" if trace == "-" else Path(trace).resolve().name
     made = blocks(found, one)
-    sys.stdout.write(show.markdown(made, name) if as_markdown else show.terminal(made, "" if trace == "-" else f"perfscope trace view {shlex.quote(trace)}"))
+    sys.stdout.write(
+        show.markdown(made, name)
+        if as_markdown
+        else show.terminal(made, "" if trace == "-" else f"perfscope trace view {shlex.quote(trace)}")
+    )
     return EXIT_OK
 
 

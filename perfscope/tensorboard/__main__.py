@@ -14,7 +14,9 @@ def main() -> None:
 
     main_lib.global_init()
     plugins = default.get_plugins()
-    if not any(getattr(p, "plugin_name", "") == PerfscopePlugin.plugin_name for p in plugins):    # a checkout has no entry points
+    if not any(
+        getattr(p, "plugin_name", "") == PerfscopePlugin.plugin_name for p in plugins
+    ):  # a checkout has no entry points
         plugins.append(PerfscopePlugin)
     board = program.TensorBoard(plugins=plugins)
     try:

@@ -8,8 +8,10 @@ from perfscope import registry
 from perfscope.sections import escape
 
 #: As the report's own: a page loads nothing but itself.
-POLICY = ("default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
-          "base-uri 'none'; form-action 'none'; frame-ancestors 'self'")
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
 
 
 def of_record(path) -> str:
@@ -24,7 +26,7 @@ def of_trace(path) -> str:
     """The page about a trace: the same that `perfscope trace analyze --html` writes. PerfscopeError if it is none."""
     from perfscope.trace.page import of_trace as build
 
-    return build(path, cache=False)     # nothing is written into somebody's log directory
+    return build(path, cache=False)  # nothing is written into somebody's log directory
 
 
 def problem(message: str, hint: str = "") -> str:
@@ -38,5 +40,7 @@ STYLE = "main{max-width:75rem;margin:0 auto;padding:1rem}"
 def shell(title: str, body: str) -> str:
     """A page with the report's styles."""
     css = (registry.folder("reports") / "_page.css").read_text(encoding="utf-8")
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{css}{STYLE}</style></head>'
-            f"<body><main>{body}</main></body></html>")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{css}{STYLE}</style></head>'
+        f"<body><main>{body}</main></body></html>"
+    )

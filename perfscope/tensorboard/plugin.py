@@ -22,11 +22,15 @@ from perfscope.trace import tb
 from perfscope.trace.view import is_record
 
 STATIC = Path(__file__).parent / "static"
-TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
 POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-RESCAN_S = 5.0          # a request within that time gets the last search's result
-MOST_PAGES = 8          # kept in memory; a report is 2 to 5 MB
-MOST_ENTRIES = 500      # in the list
+RESCAN_S = 5.0  # a request within that time gets the last search's result
+MOST_PAGES = 8  # kept in memory; a report is 2 to 5 MB
+MOST_ENTRIES = 500  # in the list
 
 
 class PerfscopePlugin(base_plugin.TBPlugin):
@@ -50,8 +54,11 @@ class PerfscopePlugin(base_plugin.TBPlugin):
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="perfscope", disable_reload=True)
 
     def get_plugin_apps(self):
-        return {**{f"/{name}": self.static for name in ("index.js", "index.html", "app.js", "app.css")},
-                "/runs": self.runs, "/page": self.page}
+        return {
+            **{f"/{name}": self.static for name in ("index.js", "index.html", "app.js", "app.css")},
+            "/runs": self.runs,
+            "/page": self.page,
+        }
 
     def entries(self) -> dict[str, dict]:
         """id (path below the log directory) -> kind, name, path, of every run and trace, the newest search's."""
@@ -74,7 +81,9 @@ class PerfscopePlugin(base_plugin.TBPlugin):
     def page(self, request):
         entry = self.entries().get(request.args.get("id", ""))
         if entry is None:
-            return answer(page.problem("There is no such run any more", "Reload the list."), TYPES[".html"], 404, page.POLICY)
+            return answer(
+                page.problem("There is no such run any more", "Reload the list."), TYPES[".html"], 404, page.POLICY
+            )
         try:
             stamp = os.stat(entry["path"])
             key = (entry["path"], stamp.st_mtime_ns, stamp.st_size)
@@ -87,13 +96,26 @@ class PerfscopePlugin(base_plugin.TBPlugin):
             return answer(self._pages.get(key) or text, TYPES[".html"], policy=page.POLICY)
         except PerfscopeError as e:
             return answer(page.problem(e.message, e.hint), TYPES[".html"], policy=page.POLICY)
-        except Exception as e:      # one page that cannot be made must not cost the others
-            return answer(page.problem(f"This page could not be made: {type(e).__name__}: {e}"), TYPES[".html"], policy=page.POLICY)
+        except Exception as e:  # one page that cannot be made must not cost the others
+            return answer(
+                page.problem(f"This page could not be made: {type(e).__name__}: {e}"),
+                TYPES[".html"],
+                policy=page.POLICY,
+            )
 
 
 def answer(content, kind: str, status: int = 200, policy: str = POLICY):
-    return wrappers.Response(content, status=status, content_type=kind, headers=[
-        ("Content-Security-Policy", policy), ("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-cache")])
+    """A response with the page's content security policy, never cached."""
+    return wrappers.Response(
+        content,
+        status=status,
+        content_type=kind,
+        headers=[
+            ("Content-Security-Policy", policy),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Cache-Control", "no-cache"),
+        ],
+    )
 
 
 def search(logdir: Path) -> dict[str, dict]:
@@ -105,7 +127,12 @@ def search(logdir: Path) -> dict[str, dict]:
             file = Path(root) / name
             if not name.endswith((".json", ".json.gz")) or name.startswith("."):
                 continue
-            entry = {"id": str(file.relative_to(logdir)), "name": str(file.parent.relative_to(logdir)), "file": name, "path": str(file)}
+            entry = {
+                "id": str(file.relative_to(logdir)),
+                "name": str(file.parent.relative_to(logdir)),
+                "file": name,
+                "path": str(file),
+            }
             if entry["name"] == ".":
                 entry["name"] = logdir.resolve().name
             if name.endswith(".json") and is_record(file):

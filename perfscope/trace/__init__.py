@@ -31,13 +31,22 @@ from types import ModuleType
 
 __all__ = ["Analysis", "Events", "Rank", "Trace", "analyze", "arguments", "read", "record"]
 
-_HOMES = {"read": "reader", "arguments": "extra", "Trace": "columns", "Rank": "columns", "Events": "columns",
-          "analyze": "analysis", "Analysis": "analysis", "record": "record"}
+_HOMES = {
+    "read": "reader",
+    "arguments": "extra",
+    "Trace": "columns",
+    "Rank": "columns",
+    "Events": "columns",
+    "analyze": "analysis",
+    "Analysis": "analysis",
+    "record": "record",
+}
 
 
 def __getattr__(name: str):
     if name in _HOMES:
         from importlib import import_module
+
         return getattr(import_module(f"perfscope.trace.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'perfscope.trace' has no attribute {name!r}")
 

@@ -28,11 +28,27 @@ from perfscope.trace.ranks import Call, Together, calls, together
 from perfscope.trace.reader import _attempt, read_rank
 from perfscope.trace.roofline import Roofline, roofline
 from perfscope.trace.steps import Step, device, figures, named_rows, whole, windows
-from perfscope.trace.tables import Copy, KernelRow, Launches, Layout, OpRow, Sync, copies, kernels, launches, layout, ops, syncs
+from perfscope.trace.tables import (
+    Copy,
+    KernelRow,
+    Launches,
+    Layout,
+    OpRow,
+    Sync,
+    copies,
+    kernels,
+    launches,
+    layout,
+    ops,
+    syncs,
+)
 from perfscope.trace.text import sources
 
 SCHEMA = "perfscope/trace/1"
-LOADERS = re.compile(r"^enumerate\(DataLoader\)#|_BaseDataLoaderIter|DataLoaderIter\.__next__|^" + f"(?:{re.escape(LOADER)}|{re.escape(DATA)}$)")
+LOADERS = re.compile(
+    r"^enumerate\(DataLoader\)#|_BaseDataLoaderIter|DataLoaderIter\.__next__|^"
+    + f"(?:{re.escape(LOADER)}|{re.escape(DATA)}$)"
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +58,10 @@ class RankAnalysis:
     rank: int
     world: int
     source: str
-    devices: dict[str, str] = field(default_factory=dict)       # number -> the name the trace gives it
+    devices: dict[str, str] = field(default_factory=dict)  # number -> the name the trace gives it
     events: int = 0
     device_events: int = 0
-    device_events_ns: int = 0       # the sum of their lengths
+    device_events_ns: int = 0  # the sum of their lengths
     kernels_ns: int = 0
     steps: tuple[Step, ...] = ()
     spans: tuple[Step, ...] = ()
@@ -56,9 +72,9 @@ class RankAnalysis:
     syncs: tuple[Sync, ...] = ()
     copies: tuple[Copy, ...] = ()
     collectives: tuple[Call, ...] = ()
-    critical: CriticalPath | None = None        # of the step of median length
-    roofline: Roofline | None = None            # None: no shapes
-    compiled: Compiled | None = None            # None: neither CUDA graphs nor torch.compile
+    critical: CriticalPath | None = None  # of the step of median length
+    roofline: Roofline | None = None  # None: no shapes
+    compiled: Compiled | None = None  # None: neither CUDA graphs nor torch.compile
     modules: tuple[ModuleRow, ...] | None = None
     memory: tuple[Memory, ...] | None = None
 
@@ -78,10 +94,16 @@ def analyze(trace: Trace, executor=None) -> Analysis:
     """The complete analysis of a trace that was read; with detail "summary" without operators and modules. An executor
     gets one task per rank, columns and all: `analyze_files` sends less."""
     done = list((executor.map if executor else map)(analyze_rank, trace.ranks))
-    return _joined(done, [*trace.warnings, *(w for a, r in zip(done, trace.ranks) for w in _odd(a, r.meta))], trace.ranks[0].detail if trace.ranks else "full")
+    return _joined(
+        done,
+        [*trace.warnings, *(w for a, r in zip(done, trace.ranks) for w in _odd(a, r.meta))],
+        trace.ranks[0].detail if trace.ranks else "full",
+    )
 
 
-def analyze_files(path, detail: str = "full", limit_bytes: int | None = None, executor=None, cache: bool = True) -> Analysis:
+def analyze_files(
+    path, detail: str = "full", limit_bytes: int | None = None, executor=None, cache: bool = True
+) -> Analysis:
     """Reads and analyses a file, tar or directory of ranks: each rank is one task of `executor` (any concurrent.futures
     executor: a ProcessPoolExecutor, Dask's `client.get_executor()`, mpi4py's MPIPoolExecutor), and only the result travels.
 
@@ -124,12 +146,19 @@ def _one(source, detail, limit_bytes, cache):
 
 def _joined(done: list[RankAnalysis], warnings: list[Warned], detail: str) -> Analysis:
     numbers = [a.rank for a in done]
-    if len(set(numbers)) < len(numbers):                    # the files do not say which rank they are: by their order
+    if len(set(numbers)) < len(numbers):  # the files do not say which rank they are: by their order
         done = [replace(a, rank=i) for i, a in enumerate(done)]
-        warnings.append(Warned("ranks_numbered", "several files claim the same rank: numbered in the order of their names"))
+        warnings.append(
+            Warned("ranks_numbered", "several files claim the same rank: numbered in the order of their names")
+        )
     joined = together([(a.rank, a.collectives, list(a.steps)) for a in done]) if done else None
     if joined and joined.disagreeing:
-        warnings.append(Warned("collectives_disagree", f"{joined.disagreeing} collectives have other names or sizes on other ranks: left out of the comparison"))
+        warnings.append(
+            Warned(
+                "collectives_disagree",
+                f"{joined.disagreeing} collectives have other names or sizes on other ranks: left out of the comparison",
+            )
+        )
     return Analysis(SCHEMA, detail, tuple(done), joined, tuple(warnings))
 
 
@@ -154,27 +183,70 @@ def analyze_rank(rank: Rank) -> RankAnalysis:
             frame = replace(whole(rank), names=["device"], start=start.min()[None], end=end.max()[None])
             spans += figures(rank, d, frame, called[mine], loader)
     names = rank.meta.get("deviceProperties")
-    names = {str(p.get("id")): str(p.get("name", "")) for p in names if isinstance(p, dict)} if isinstance(names, list) else {}
+    names = (
+        {str(p.get("id")): str(p.get("name", "")) for p in names if isinstance(p, dict)}
+        if isinstance(names, list)
+        else {}
+    )
     return RankAnalysis(
-        rank=rank.rank, world=rank.world, source=rank.source, devices={str(n): names.get(str(n), "") for n in numbers}, events=rank.counts["events"],
-        device_events=len(links.gpu), device_events_ns=int(e.dur_ns[links.gpu].sum()), kernels_ns=int(e.dur_ns[e.cat == KERNEL].sum()),
-        steps=tuple(sorted(rows, key=lambda s: (s.start_ns, s.device))), spans=tuple(spans), kernels=kernels(rank, links), layout=layout(rank, links),
-        ops=ops(rank, links), launches=launches(rank, links), syncs=syncs(rank, links), copies=copies(rank, links), collectives=calls(rank, links, steps),
-        critical=critical_path(rank, links, steps, loader), roofline=roofline(rank, links), compiled=compiled(rank, links), modules=modules(rank, links),
-        memory=memory(rank, steps))
+        rank=rank.rank,
+        world=rank.world,
+        source=rank.source,
+        devices={str(n): names.get(str(n), "") for n in numbers},
+        events=rank.counts["events"],
+        device_events=len(links.gpu),
+        device_events_ns=int(e.dur_ns[links.gpu].sum()),
+        kernels_ns=int(e.dur_ns[e.cat == KERNEL].sum()),
+        steps=tuple(sorted(rows, key=lambda s: (s.start_ns, s.device))),
+        spans=tuple(spans),
+        kernels=kernels(rank, links),
+        layout=layout(rank, links),
+        ops=ops(rank, links),
+        launches=launches(rank, links),
+        syncs=syncs(rank, links),
+        copies=copies(rank, links),
+        collectives=calls(rank, links, steps),
+        critical=critical_path(rank, links, steps, loader),
+        roofline=roofline(rank, links),
+        compiled=compiled(rank, links),
+        modules=modules(rank, links),
+        memory=memory(rank, steps),
+    )
 
 
 def _odd(a: RankAnalysis, meta: dict) -> list[Warned]:
     found = []
     if not a.device_events:
-        found.append(Warned("no_device_events", f"{a.source}: no kernel was recorded: a trace of the host alone", "Record with ProfilerActivity.CUDA to see the GPU."))
+        found.append(
+            Warned(
+                "no_device_events",
+                f"{a.source}: no kernel was recorded: a trace of the host alone",
+                "Record with ProfilerActivity.CUDA to see the GPU.",
+            )
+        )
     if not any(s.name.startswith("ProfilerStep") for s in a.steps):
-        found.append(Warned("no_steps", f"{a.source}: no ProfilerStep: the whole trace counts as one step", "Call profiler.step() once per training step."))
+        found.append(
+            Warned(
+                "no_steps",
+                f"{a.source}: no ProfilerStep: the whole trace counts as one step",
+                "Call profiler.step() once per training step.",
+            )
+        )
     if a.launches and a.launches.without_launch:
         n, share = a.launches.without_launch, a.launches.without_launch_ns / max(a.device_events_ns, 1)
-        found.append(Warned("no_launch", f"{a.source}: {n} device events ({share:.1%} of device time) were launched before the trace began or by calls it does "
-                            "not have: they count in every total, but have no operator"))
+        found.append(
+            Warned(
+                "no_launch",
+                f"{a.source}: {n} device events ({share:.1%} of device time) were launched before the trace began or by calls it does "
+                "not have: they count in every total, but have no operator",
+            )
+        )
     if a.launches and a.launches.ambiguous:
-        found.append(Warned("ids_repeat", f"{a.source}: {a.launches.ambiguous} device events have a correlation id that several calls share: they are "
-                            "attributed to the first of them; totals do not depend on it"))
+        found.append(
+            Warned(
+                "ids_repeat",
+                f"{a.source}: {a.launches.ambiguous} device events have a correlation id that several calls share: they are "
+                "attributed to the first of them; totals do not depend on it",
+            )
+        )
     return found

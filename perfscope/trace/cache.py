@@ -22,16 +22,22 @@ from perfscope.trace.columns import COLLECTIVE, COLUMNS, MEMORY, Events, Rank
 from perfscope.trace.text import Source
 
 MAGIC = b"perfscope-columns"
-VERSION = 4                     # raise it whenever reading or analysing gives something else
-ALIGN = 64                      # bytes; a cache line
-FROM_BYTES = 4 << 20            # text below this is read anew faster than a cache is worth the clutter
+VERSION = 4  # raise it whenever reading or analysing gives something else
+ALIGN = 64  # bytes; a cache line
+FROM_BYTES = 4 << 20  # text below this is read anew faster than a cache is worth the clutter
 
 
 def key(source: Source, detail: str) -> dict:
     """What must be the same for a cache to be used."""
     stat = os.stat(source.path)
-    return {"version": VERSION, "detail": detail, "path": os.path.abspath(source.path), "member": source.member,
-            "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {
+        "version": VERSION,
+        "detail": detail,
+        "path": os.path.abspath(source.path),
+        "member": source.member,
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+    }
 
 
 def places(source: Source, detail: str, suffix: str = "columns") -> list[Path]:
@@ -46,11 +52,19 @@ def save(rank: Rank, source: Source) -> Path | None:
     """Writes the cache; gives where, or None where nothing can be written or it is not worth it."""
     if rank.counts["bytes"] < FROM_BYTES:
         return None
-    arrays = {**{f"events.{c}": getattr(rank.events, c) for c in COLUMNS}, **{f"memory.{c}": rank.memory[c] for c in MEMORY},
-              **{f"collectives.{c}": rank.collectives[c] for c in COLLECTIVE}, "blocks": rank.blocks}
+    arrays = {
+        **{f"events.{c}": getattr(rank.events, c) for c in COLUMNS},
+        **{f"memory.{c}": rank.memory[c] for c in MEMORY},
+        **{f"collectives.{c}": rank.collectives[c] for c in COLLECTIVE},
+        "blocks": rank.blocks,
+    }
     try:
-        header = {"key": key(source, rank.detail), "arrays": {}, "rank": {k: getattr(rank, k) for k in _PLAIN},
-                  "warnings": [[w.code, w.text, w.hint] for w in rank.warnings]}
+        header = {
+            "key": key(source, rank.detail),
+            "arrays": {},
+            "rank": {k: getattr(rank, k) for k in _PLAIN},
+            "warnings": [[w.code, w.text, w.hint] for w in rank.warnings],
+        }
         at = 0
         for name, a in arrays.items():
             header["arrays"][name] = [a.dtype.str, list(a.shape), at]
@@ -66,6 +80,7 @@ def save(rank: Rank, source: Source) -> Path | None:
         for a in arrays.values():
             f.write(memoryview(np.ascontiguousarray(a)).cast("B") if a.size else b"")
             f.write(b"\0" * (-a.nbytes % ALIGN))
+
     return _placed(places(source, rank.detail), write)
 
 
@@ -111,13 +126,19 @@ def load(source: Source, detail: str) -> Rank | None:
                 n = kind.itemsize * int(np.prod(shape))
                 if start + at + n > len(data):
                     raise ValueError("short")
-                arrays[name] = data[start + at:start + at + n].view(kind).reshape(shape)
+                arrays[name] = data[start + at : start + at + n].view(kind).reshape(shape)
 
             def group(prefix, columns):
                 return {c: arrays[f"{prefix}.{c}"] for c in columns}
-            return Rank(**header["rank"], events=Events(**group("events", COLUMNS)), memory=group("memory", MEMORY),
-                        collectives=group("collectives", COLLECTIVE), blocks=arrays["blocks"],
-                        warnings=tuple(Warned(*w) for w in header["warnings"]))
+
+            return Rank(
+                **header["rank"],
+                events=Events(**group("events", COLUMNS)),
+                memory=group("memory", MEMORY),
+                collectives=group("collectives", COLLECTIVE),
+                blocks=arrays["blocks"],
+                warnings=tuple(Warned(*w) for w in header["warnings"]),
+            )
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None

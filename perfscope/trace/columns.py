@@ -13,17 +13,40 @@ from perfscope.trace.decode import _NONE, EVENT, Instant, Meta
 from perfscope.trace.times import exact_ns, integers, quick_ns, small
 
 #: Canonical categories; `Events.cat` is an index into this.
-CATEGORIES = ("other", "kernel", "gpu_memcpy", "gpu_memset", "cuda_runtime", "cuda_driver", "cpu_op", "user_annotation",
-              "gpu_user_annotation", "python_function", "overhead", "cuda_sync")
+CATEGORIES = (
+    "other",
+    "kernel",
+    "gpu_memcpy",
+    "gpu_memset",
+    "cuda_runtime",
+    "cuda_driver",
+    "cpu_op",
+    "user_annotation",
+    "gpu_user_annotation",
+    "python_function",
+    "overhead",
+    "cuda_sync",
+)
 OTHER, KERNEL, MEMCPY, MEMSET, RUNTIME, DRIVER, CPU_OP, ANNOTATION, GPU_ANNOTATION, PYTHON, OVERHEAD, SYNC = range(12)
 # the names that PyTorch has given them since 2021 (libkineto: GenericTraceActivity, output_json.cpp; ROCm and XPU alike)
-_KNOWN = {"operator": CPU_OP, "runtime": RUNTIME, "memcpy": MEMCPY, "memset": MEMSET, "concurrent_kernel": KERNEL,
-          "privateuse1_runtime": RUNTIME, "xpu_runtime": RUNTIME, "privateuse1_driver": DRIVER, "xpu_driver": DRIVER,
-          "hip_runtime": RUNTIME, "": CPU_OP,     # no category at all: the Python export
-          "user_annotation": ANNOTATION, **{c: i for i, c in enumerate(CATEGORIES)}}
+_KNOWN = {
+    "operator": CPU_OP,
+    "runtime": RUNTIME,
+    "memcpy": MEMCPY,
+    "memset": MEMSET,
+    "concurrent_kernel": KERNEL,
+    "privateuse1_runtime": RUNTIME,
+    "xpu_runtime": RUNTIME,
+    "privateuse1_driver": DRIVER,
+    "xpu_driver": DRIVER,
+    "hip_runtime": RUNTIME,
+    "": CPU_OP,  # no category at all: the Python export
+    "user_annotation": ANNOTATION,
+    **{c: i for i, c in enumerate(CATEGORIES)},
+}
 #: What the 2021 layout calls an operator, although it is an annotation.
 STEP, LOADER = "ProfilerStep#", "enumerate(DataLoader)#"
-DATA = "perfscope:data"             # what perfscope's own recorder calls the loading of a batch (record.py)
+DATA = "perfscope:data"  # what perfscope's own recorder calls the loading of a batch (record.py)
 
 
 @dataclass(frozen=True)
@@ -54,11 +77,33 @@ class Events:
         return len(self.name)
 
 
-COLUMNS = {"name": np.int32, "cat": np.int8, "ts_ns": np.int64, "dur_ns": np.int64, "pid": np.int32, "tid": np.int32,
-           "device": np.int32, "stream": np.int32, "correlation": np.int64, "external": np.int64, "bytes": np.int64,
-           "sequence": np.int64, "shapes": np.int32, "strides": np.int32, "dtypes": np.int32, "stack": np.int32}
-MEMORY = {"ts_ns": np.int64, "addr": np.int64, "bytes": np.int64, "device_type": np.int32, "device_id": np.int32,
-          "allocated": np.int64, "reserved": np.int64}
+COLUMNS = {
+    "name": np.int32,
+    "cat": np.int8,
+    "ts_ns": np.int64,
+    "dur_ns": np.int64,
+    "pid": np.int32,
+    "tid": np.int32,
+    "device": np.int32,
+    "stream": np.int32,
+    "correlation": np.int64,
+    "external": np.int64,
+    "bytes": np.int64,
+    "sequence": np.int64,
+    "shapes": np.int32,
+    "strides": np.int32,
+    "dtypes": np.int32,
+    "stack": np.int32,
+}
+MEMORY = {
+    "ts_ns": np.int64,
+    "addr": np.int64,
+    "bytes": np.int64,
+    "device_type": np.int32,
+    "device_id": np.int32,
+    "allocated": np.int64,
+    "reserved": np.int64,
+}
 COLLECTIVE = {"row": np.int64, "name": np.int32, "group": np.int32, "elements": np.int64}
 
 
@@ -66,21 +111,21 @@ COLLECTIVE = {"row": np.int64, "name": np.int32, "group": np.int32, "elements": 
 class Rank:
     """One file's events: what one process recorded."""
 
-    source: str                         # path, or path:member
+    source: str  # path, or path:member
     path: str
     member: str
-    detail: str                         # "full", or "summary": no operators, no shapes
-    rank: int                           # distributedInfo's, else the number in the file's name, else 0
+    detail: str  # "full", or "summary": no operators, no shapes
+    rank: int  # distributedInfo's, else the number in the file's name, else 0
     world: int
-    meta: dict[str, Any]                # the file's other keys
+    meta: dict[str, Any]  # the file's other keys
     names: list[str]
-    ids: list                           # process and thread ids as the file has them
-    texts: list[str]                    # raw JSON of shapes, strides, types, stacks
+    ids: list  # process and thread ids as the file has them
+    texts: list[str]  # raw JSON of shapes, strides, types, stacks
     events: Events
-    memory: dict[str, np.ndarray]       # [memory] events: MEMORY's columns
+    memory: dict[str, np.ndarray]  # [memory] events: MEMORY's columns
     collectives: dict[str, np.ndarray]  # arguments of collective kernels: COLLECTIVE's columns; names in `texts`
-    blocks: np.ndarray                  # int64 [n, 3]: first row, byte offset, length of each block of text
-    counts: dict[str, int]              # "events": in the list, "rows", "lost", "repaired", "bytes"
+    blocks: np.ndarray  # int64 [n, 3]: first row, byte offset, length of each block of text
+    counts: dict[str, int]  # "events": in the list, "rows", "lost", "repaired", "bytes"
     warnings: tuple[Warned, ...] = ()
 
 
@@ -120,7 +165,7 @@ _TS, _DUR, _NAME, _CAT, _PID, _TID, _ARGS = map(attrgetter, ("ts", "dur", "name"
 _CORRELATION, _EXTERNAL = attrgetter("correlation"), attrgetter("external")
 _FIELD = {n: attrgetter(n) for n in ("device", "stream", "bytes", "sequence", "shapes", "strides", "dtypes", "stack")}
 _ON_DEVICE = np.isin(np.arange(len(CATEGORIES)), (KERNEL, MEMCPY, MEMSET, GPU_ANNOTATION, SYNC))
-BATCH = 2048                # rows that become columns together: few enough for the cache, enough to pay for NumPy's calls
+BATCH = 2048  # rows that become columns together: few enough for the cache, enough to pay for NumPy's calls
 
 
 class _InSummary(dict):
@@ -154,7 +199,7 @@ class Builder:
     collectives: dict[str, list] = field(default_factory=lambda: {c: [] for c in COLLECTIVE})
     labels: list = field(default_factory=list)
     marks: _Marks = field(default_factory=_Marks)
-    waiting: list = field(default_factory=list)         # rows that are no columns yet, and their times
+    waiting: list = field(default_factory=list)  # rows that are no columns yet, and their times
     times: list = field(default_factory=list)
     rows: int = 0
     events: int = 0
@@ -211,16 +256,27 @@ class Builder:
     def _fill(self, rows: list, first: int, start: np.ndarray, duration: np.ndarray, cat: np.ndarray) -> None:
         parts, n = self.parts, len(rows)
         args = list(map(_ARGS, rows))
-        column = {"name": np.fromiter(map(self.names.__getitem__, map(_NAME, rows)), np.int32, n), "cat": cat, "ts_ns": start, "dur_ns": duration,
-                  "pid": np.fromiter(map(self.ids.__getitem__, map(_PID, rows)), np.int32, n),
-                  "tid": np.fromiter(map(self.ids.__getitem__, map(_TID, rows)), np.int32, n),
-                  "correlation": integers(list(map(_CORRELATION, args)))}
+        column = {
+            "name": np.fromiter(map(self.names.__getitem__, map(_NAME, rows)), np.int32, n),
+            "cat": cat,
+            "ts_ns": start,
+            "dur_ns": duration,
+            "pid": np.fromiter(map(self.ids.__getitem__, map(_PID, rows)), np.int32, n),
+            "tid": np.fromiter(map(self.ids.__getitem__, map(_TID, rows)), np.int32, n),
+            "correlation": integers(list(map(_CORRELATION, args))),
+        }
         gpu = np.flatnonzero(_ON_DEVICE[cat]).tolist()
-        calls = np.flatnonzero(cat == RUNTIME).tolist()             # ROCm has the size of a copy only in the call
+        calls = np.flatnonzero(cat == RUNTIME).tolist()  # ROCm has the size of a copy only in the call
         on_gpu = [args[i] for i in gpu]
-        for name, where, some in (("device", gpu, on_gpu), ("stream", gpu, on_gpu), ("bytes", gpu + calls, on_gpu + [args[i] for i in calls])):
+        for name, where, some in (
+            ("device", gpu, on_gpu),
+            ("stream", gpu, on_gpu),
+            ("bytes", gpu + calls, on_gpu + [args[i] for i in calls]),
+        ):
             column[name] = self._some(n, where, integers(list(map(_FIELD[name], some)), COLUMNS[name]), COLUMNS[name])
-        self._places(rows, np.flatnonzero(_ON_DEVICE[cat] & ((column["device"] < 0) | (column["stream"] < 0))).tolist(), column)
+        self._places(
+            rows, np.flatnonzero(_ON_DEVICE[cat] & ((column["device"] < 0) | (column["stream"] < 0))).tolist(), column
+        )
         if self.detail == "full":
             external = integers(list(map(_EXTERNAL, args)))
             older = np.flatnonzero(external == -1).tolist()
@@ -276,8 +332,10 @@ class Builder:
             if not parts or all(p.strides == (0,) for p in parts):
                 done[name] = np.broadcast_to(np.array(-1, dtype), self.rows)
             else:
-                done[name] = np.concatenate(parts, dtype=np.int64) if name in ("ts_ns", "dur_ns") else np.concatenate(parts)
+                done[name] = (
+                    np.concatenate(parts, dtype=np.int64) if name in ("ts_ns", "dur_ns") else np.concatenate(parts)
+                )
         marks = np.array([n.startswith((STEP, LOADER, DATA, "Optimizer.")) for n in self.names], bool)
-        if marks.any():                                 # the 2021 layout has them among the operators
+        if marks.any():  # the 2021 layout has them among the operators
             done["cat"][marks[done["name"]] & (done["cat"] == CPU_OP)] = ANNOTATION
         return Events(**done)

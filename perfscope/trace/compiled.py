@@ -1,15 +1,15 @@
 """CUDA graphs and torch.compile as a trace shows them. Integer nanoseconds.
 
-    graphs          calls of cudaGraphLaunch / hipGraphLaunch: how many, the host's time in them, and the device work that has
-                    their correlation id
-    regions         "Torch-Compiled Region: frame/entry": calls of compiled code. `entry` counts the compilations of a frame:
-                    1 and more stand for a recompilation, made before or within the trace. Host time is the calls' own length;
-                    device time what was launched on the thread while they ran (the backward pass has regions of its own)
-    recompiled      frames with an entry above 0; recompilations: the entries above 0 that ran
-    compiling       the union of the times inside compilation itself, on the host: events of torch._dynamo's own timer
-                    ("... (dynamo_timed)"), "_compile.compile_inner", or Python calls of torch/_dynamo/convert_frame.py(...): _compile.
-                    0 in a trace that recorded none of these, although something may have been compiled
-    lookups         "TorchDynamo Cache Lookup": checks of the guards in front of each region
+graphs          calls of cudaGraphLaunch / hipGraphLaunch: how many, the host's time in them, and the device work that has
+                their correlation id
+regions         "Torch-Compiled Region: frame/entry": calls of compiled code. `entry` counts the compilations of a frame:
+                1 and more stand for a recompilation, made before or within the trace. Host time is the calls' own length;
+                device time what was launched on the thread while they ran (the backward pass has regions of its own)
+recompiled      frames with an entry above 0; recompilations: the entries above 0 that ran
+compiling       the union of the times inside compilation itself, on the host: events of torch._dynamo's own timer
+                ("... (dynamo_timed)"), "_compile.compile_inner", or Python calls of torch/_dynamo/convert_frame.py(...): _compile.
+                0 in a trace that recorded none of these, although something may have been compiled
+lookups         "TorchDynamo Cache Lookup": checks of the guards in front of each region
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Compiled:
     regions: tuple[Region, ...]
     recompiled: int
     recompilations: int
-    compiling: int              # outermost events of compilation
+    compiling: int  # outermost events of compilation
     compiling_ns: int
     lookups: int
     lookups_ns: int
@@ -69,11 +69,24 @@ def compiled(rank: Rank, links: Links) -> Compiled | None:
     if not any(map(len, (graphs, regions, busy, looked))):
         return None
     theirs = links.gpu[np.isin(links.call, graphs)] if len(graphs) else graphs
-    entries = {(m[1], m[2]) for i in set(e.name[regions].tolist()) if (m := REGION.search(rank.names[i])) and m[1] is not None}
+    entries = {
+        (m[1], m[2]) for i in set(e.name[regions].tolist()) if (m := REGION.search(rank.names[i])) and m[1] is not None
+    }
     again = {k for k in entries if int(k[1]) > 0}
     during = union(e.ts_ns[busy], e.ts_ns[busy] + e.dur_ns[busy])
-    return Compiled(len(graphs), int(e.dur_ns[graphs].sum()), len(theirs), int(e.dur_ns[theirs].sum()), _regions(rank, links, regions),
-                    len({frame for frame, _ in again}), len(again), len(during.start), during.total, len(looked), int(e.dur_ns[looked].sum()))
+    return Compiled(
+        len(graphs),
+        int(e.dur_ns[graphs].sum()),
+        len(theirs),
+        int(e.dur_ns[theirs].sum()),
+        _regions(rank, links, regions),
+        len({frame for frame, _ in again}),
+        len(again),
+        len(during.start),
+        during.total,
+        len(looked),
+        int(e.dur_ns[looked].sum()),
+    )
 
 
 def _rows(rank: Rank, test, among: np.ndarray) -> np.ndarray:

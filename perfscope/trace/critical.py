@@ -33,7 +33,7 @@ from perfscope.trace.names import kind
 from perfscope.trace.steps import Windows, named_rows
 from perfscope.trace.tables import SYNCS
 
-LONGEST = 20                    # segments that are kept
+LONGEST = 20  # segments that are kept
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,15 @@ def critical_path(rank: Rank, links: Links, w: Windows, loader: Union) -> Critic
     for s in out:
         by_kind[s.kind] = by_kind.get(s.kind, 0) + s.duration_ns
     out.sort(key=lambda s: -s.duration_ns)
-    return CriticalPath(w.names[i], low, high - low, high - host, dict(sorted(by_kind.items(), key=lambda k: -k[1])), len(out), tuple(out[:LONGEST]))
+    return CriticalPath(
+        w.names[i],
+        low,
+        high - low,
+        high - host,
+        dict(sorted(by_kind.items(), key=lambda k: -k[1])),
+        len(out),
+        tuple(out[:LONGEST]),
+    )
 
 
 def _training(rank: Rank, links: Links, low: int, high: int) -> np.ndarray:
@@ -118,13 +126,13 @@ def _walk(rank: Rank, links: Links, low: int, high: int) -> list[tuple[str, int,
     rows, start, end = links.gpu[mine].tolist(), start_all[mine].tolist(), end_all[mine].tolist()
     asked = called[mine].tolist()
     on = e.device[links.gpu[mine]].tolist()
-    before: dict[int, list[int]] = {}                       # device -> its work by end
+    before: dict[int, list[int]] = {}  # device -> its work by end
     for i, d in enumerate(on):
         before.setdefault(d, []).append(i)
     ends = {d: [end[i] for i in some] for d, some in before.items()}
     waits = _waits(rank, links, low, high)
     wait_ends = [x[0] for x in waits]
-    out, t, at = [], high, -1                               # at: the work that ends at t, -1: on the host
+    out, t, at = [], high, -1  # at: the work that ends at t, -1: on the host
     if late > high:
         t, at = late, max(i for i in range(len(end)) if end[i] == late)
     limit = len(waits)
@@ -145,7 +153,13 @@ def _walk(rank: Rank, links: Links, low: int, high: int) -> list[tuple[str, int,
             t, at = max(end[target], low), target
             continue
         row, begin = rows[at], max(start[at], low)
-        what = "copy" if e.cat[row] == MEMCPY else "communication" if e.cat[row] == KERNEL and kind(rank.names[e.name[row]]).communication else "compute"
+        what = (
+            "copy"
+            if e.cat[row] == MEMCPY
+            else "communication"
+            if e.cat[row] == KERNEL and kind(rank.names[e.name[row]]).communication
+            else "compute"
+        )
         out.append((what, row, begin, t))
         t = begin
         if t <= low:
@@ -181,7 +195,7 @@ class _Host:
     def __init__(self, rank: Rank, links: Links, low: int, high: int, loader: Union):
         e, self.rank, self.loader = rank.events, rank, loader
         rows = np.flatnonzero((e.cat == CPU_OP) & (e.ts_ns < high) & (e.ts_ns + e.dur_ns > low))
-        if links.ops is not None:                           # outermost ones only
+        if links.ops is not None:  # outermost ones only
             rows = rows[np.isin(rows, links.ops.rows[links.ops.parent < 0])]
         self.rows = rows[np.isin(threads(rank, rows), _training(rank, links, low, high))]
         self.start, self.end = e.ts_ns[self.rows], e.ts_ns[self.rows] + e.dur_ns[self.rows]

@@ -20,22 +20,23 @@ from msgspec import Raw, Struct
 NO = -1
 _NONE = Raw(b"")
 REFUSED = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
-BETWEEN = re.compile(rb"\}\s*,\s*(?=\{\s*\")")          # may stand between two events, or inside one's arguments
+BETWEEN = re.compile(rb"\}\s*,\s*(?=\{\s*\")")  # may stand between two events, or inside one's arguments
 LIST_END = re.compile(rb"\}\s*\]")
-GLUE = 16                   # pieces that are put together again when an event's arguments hold a list of objects
+GLUE = 16  # pieces that are put together again when an event's arguments hold a list of objects
 ODD_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|-?\b(?:nan|inf|infinity)\b', re.I | re.S)
 LONE_BACKSLASH = re.compile(r'\\(?:u(?![0-9a-fA-F]{4})|(?!["\\/bfnrtu]))')
-LARGEST_US = 9.2e15         # microseconds whose nanoseconds fit into int64 (2^63 / 1000)
-MAX_EVENT = 8 << 20         # one event's text; PyTorch cuts call stacks and shapes far below this
+LARGEST_US = 9.2e15  # microseconds whose nanoseconds fit into int64 (2^63 / 1000)
+MAX_EVENT = 8 << 20  # one event's text; PyTorch cuts call stacks and shapes far below this
 
 
 class SummaryArgs(Struct, gc=False, frozen=True):
     """The arguments that the summary needs."""
 
     correlation: Union[int, None] = NO
-    stream: Union[int, str, None] = NO              # ROCm writes "0x0" into the runtime call's
+    stream: Union[int, str, None] = NO  # ROCm writes "0x0" into the runtime call's
     device: Union[int, str, None] = NO
-    bytes: Union[int, float, str, None] = NO        # text in ROCm's copies
+    bytes: Union[int, float, str, None] = NO  # text in ROCm's copies
+
 
 class FullArgs(SummaryArgs, gc=False, frozen=True):
     """The arguments that the complete analysis needs; texts stay raw and are interned."""
@@ -53,11 +54,15 @@ class FullArgs(SummaryArgs, gc=False, frozen=True):
 
 
 class NameArgs(Struct, gc=False, frozen=True):
+    """Arguments of a metadata event: the name of a process or thread."""
+
     name: Raw = _NONE
     labels: Raw = _NONE
 
 
 class MemoryArgs(Struct, gc=False, frozen=True):
+    """Arguments of a memory event."""
+
     addr: Union[int, None] = msgspec.field(default=NO, name="Addr")
     bytes: Union[int, None] = msgspec.field(default=0, name="Bytes")
     device_type: Union[int, None] = msgspec.field(default=NO, name="Device Type")
@@ -67,12 +72,16 @@ class MemoryArgs(Struct, gc=False, frozen=True):
 
 
 class Instant(Struct, gc=False, tag_field="ph", tag="i"):
+    """An instant event, as memory is recorded."""
+
     name: str = ""
     ts: Raw = _NONE
     args: MemoryArgs = MemoryArgs()
 
 
 class Meta(Struct, gc=False, tag_field="ph", tag="M"):
+    """A metadata event."""
+
     name: str = ""
     pid: Union[int, str, None] = None
     tid: Union[int, str, None] = None
@@ -86,17 +95,33 @@ _REST = [msgspec.defstruct(f"Phase_{c}", [], gc=False, tag_field="ph", tag=c) fo
 def _event(args: type, time: type, name: str) -> type:
     none = Raw(b"") if time is Raw else None
     optional = time if time is Raw else Union[time, None]
-    return msgspec.defstruct(name, [("name", str, ""), ("ts", optional, none), ("dur", optional, none),
-                                    ("pid", Union[int, str, None], None), ("tid", Union[int, str, None], None),
-                                    ("cat", str, ""), ("args", args, args())],
-                             gc=False, tag_field="ph", tag="X")
+    return msgspec.defstruct(
+        name,
+        [
+            ("name", str, ""),
+            ("ts", optional, none),
+            ("dur", optional, none),
+            ("pid", Union[int, str, None], None),
+            ("tid", Union[int, str, None], None),
+            ("cat", str, ""),
+            ("args", args, args()),
+        ],
+        gc=False,
+        tag_field="ph",
+        tag="X",
+    )
 
 
 FastSummary = _event(SummaryArgs, Union[int, float], "FastSummary")
 FastFull = _event(FullArgs, Union[int, float], "FastFull")
 ExactSummary = _event(SummaryArgs, Raw, "ExactSummary")
 ExactFull = _event(FullArgs, Raw, "ExactFull")
-EVENT = {("summary", False): FastSummary, ("full", False): FastFull, ("summary", True): ExactSummary, ("full", True): ExactFull}
+EVENT = {
+    ("summary", False): FastSummary,
+    ("full", False): FastFull,
+    ("summary", True): ExactSummary,
+    ("full", True): ExactFull,
+}
 
 
 def _union(event: type):
@@ -127,9 +152,9 @@ class Lenient:
 
     events: list = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
-    lost: list[tuple[int, str]] = field(default_factory=list)       # byte offset, why
+    lost: list[tuple[int, str]] = field(default_factory=list)  # byte offset, why
     repaired: list[tuple[int, str]] = field(default_factory=list)
-    tail: int = -1          # where the text after the end of the list starts in the piece, -1: the list did not end
+    tail: int = -1  # where the text after the end of the list starts in the piece, -1: the list did not end
 
 
 def lenient(piece: bytes, at: int, detail: str, last: bool = False) -> Lenient:
@@ -140,7 +165,7 @@ def lenient(piece: bytes, at: int, detail: str, last: bool = False) -> Lenient:
     while i < len(starts) - 1:
         begin = starts[i]
         used = 1
-        text = piece[begin:starts[i + 1]].rstrip().removesuffix(b",")
+        text = piece[begin : starts[i + 1]].rstrip().removesuffix(b",")
         try:
             out.events.append(one.decode(text))
             out.offsets.append(at + begin)
@@ -151,7 +176,7 @@ def lenient(piece: bytes, at: int, detail: str, last: bool = False) -> Lenient:
         more = text
         while more.count(b"{") > more.count(b"}") and used < GLUE and i + used < len(starts) - 1:
             used += 1
-            more = piece[begin:starts[i + used]].rstrip().removesuffix(b",")
+            more = piece[begin : starts[i + used]].rstrip().removesuffix(b",")
         if used > 1 and _keep(out, more, at + begin, detail):
             i += used
             continue
@@ -163,7 +188,9 @@ def lenient(piece: bytes, at: int, detail: str, last: bool = False) -> Lenient:
             broken_off = last and i == len(starts) - 2
             if text.strip() and not (broken_off and text.strip() in (b"]", b"]}")):
                 why = "the text breaks off" if broken_off else _why(text)
-                out.lost += [(at + begin, why)] * max(1, text.count(b'"ph"'))     # a broken one may have swallowed the next
+                out.lost += [(at + begin, why)] * max(
+                    1, text.count(b'"ph"')
+                )  # a broken one may have swallowed the next
         i += 1
     return out
 
@@ -173,7 +200,7 @@ def _list_end(out: Lenient, piece: bytes, begin: int, end: int, at: int, detail:
     for n, m in enumerate(LIST_END.finditer(piece, begin, end)):
         if n > 64:
             break
-        if _keep(out, piece[begin:m.start() + 1], at + begin, detail):
+        if _keep(out, piece[begin : m.start() + 1], at + begin, detail):
             return m.end()
     return -1
 
@@ -213,6 +240,7 @@ def _repaired(text: bytes, detail: str):
     def constant(value):
         odd.append(value)
         return None
+
     read = json.JSONDecoder(strict=False, parse_float=Decimal, parse_constant=constant)
     try:
         data = read.decode(words)
@@ -261,7 +289,9 @@ def _coerced(data: dict, detail: str, how: list):
 
 def _fits(phase: str, key: str, value, detail: str) -> bool:
     try:
-        ONES[detail].decode(json.dumps({"ph": phase, "args": {key: value}}, default=str, ensure_ascii=False).encode(errors="replace"))
+        ONES[detail].decode(
+            json.dumps({"ph": phase, "args": {key: value}}, default=str, ensure_ascii=False).encode(errors="replace")
+        )
         return True
     except REFUSED:
         return False

@@ -25,7 +25,7 @@ def arguments(rank: Rank, rows) -> list[dict]:
         text += chunk
         while spans and at + len(text) >= spans[0][1]:
             begin, end, some = spans.pop(0)
-            answers.update(_arguments(text[begin - at:end - at], rank, some))
+            answers.update(_arguments(text[begin - at : end - at], rank, some))
         keep = spans[0][0] - at if spans else len(text)
         if keep > 0:
             at, text = at + min(keep, len(text)), text[keep:]

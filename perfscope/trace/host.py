@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfscope.trace.columns import (ANNOTATION, CPU_OP, DRIVER, KERNEL, MEMCPY, MEMSET, PYTHON, RUNTIME, STEP, Rank)
+from perfscope.trace.columns import ANNOTATION, CPU_OP, DRIVER, KERNEL, MEMCPY, MEMSET, PYTHON, RUNTIME, STEP, Rank
 from perfscope.trace.nesting import Nest, nest
 
 BACKWARD = "autograd::engine::evaluate_function"
@@ -23,8 +23,8 @@ class Links:
     op: np.ndarray
     module: np.ndarray
     ops: Nest | None
-    position: np.ndarray            # of `op` in ops, -1: none
-    ambiguous: int = 0              # device events whose correlation id several calls share (the first one counts)
+    position: np.ndarray  # of `op` in ops, -1: none
+    ambiguous: int = 0  # device events whose correlation id several calls share (the first one counts)
 
 
 def threads(rank: Rank, rows: np.ndarray) -> np.ndarray:
@@ -86,6 +86,7 @@ def _modules(rank: Rank, ops: Nest, call: np.ndarray, position: np.ndarray) -> n
     def at(thread, moment):
         found = around.innermost(thread, moment)
         return np.where(found >= 0, around.rows[found], -1)
+
     known = np.flatnonzero(call >= 0)
     result[known] = at(threads(rank, call[known]), e.ts_ns[call[known]])
     sequence = ops.inherited(e.sequence[ops.rows], -1)

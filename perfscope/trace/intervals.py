@@ -13,7 +13,7 @@ class Union:
 
     start: np.ndarray
     end: np.ndarray
-    before: np.ndarray              # before[i]: total length of the first i intervals; one longer than start
+    before: np.ndarray  # before[i]: total length of the first i intervals; one longer than start
 
     @property
     def total(self) -> int:
@@ -50,7 +50,7 @@ def union(start, end) -> Union:
         return Union(start, end, np.zeros(1, np.int64))
     order = np.argsort(start, kind="stable")
     start, reach = start[order], np.maximum.accumulate(end[order])
-    first = np.concatenate(([True], start[1:] > reach[:-1]))        # touching intervals are one
+    first = np.concatenate(([True], start[1:] > reach[:-1]))  # touching intervals are one
     at = np.flatnonzero(first)
     start, end = start[at], reach[np.append(at[1:], len(reach)) - 1]
     return Union(start, end, np.concatenate(([0], np.cumsum(end - start))))

@@ -18,7 +18,7 @@ from perfscope.trace.columns import PYTHON, Rank
 from perfscope.trace.host import MODULE, Links, threads
 from perfscope.trace.nesting import nest
 
-MOST = 2000                     # nodes; a recursive model may have one for each depth
+MOST = 2000  # nodes; a recursive model may have one for each depth
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def modules(rank: Rank, links: Links) -> tuple[ModuleRow, ...] | None:
     if not len(rows):
         return None
     around = nest(rows, threads(rank, rows), e.ts_ns[rows], e.ts_ns[rows] + e.dur_ns[rows])
-    nodes: dict[tuple[int, int], int] = {}                  # (parent's node, name) -> node
+    nodes: dict[tuple[int, int], int] = {}  # (parent's node, name) -> node
     parent_of, label, of, names = [], [], [], e.name[around.rows].tolist()
-    for i, above in enumerate(around.parent.tolist()):      # sorted by start: a parent comes before its children
+    for i, above in enumerate(around.parent.tolist()):  # sorted by start: a parent comes before its children
         key = (of[above] if above >= 0 else -1, names[i])
         if key not in nodes:
             nodes[key] = len(nodes)

@@ -11,11 +11,11 @@ import numpy as np
 class Nest:
     """Events sorted by thread, start, and length (longest first). Positions are into that order."""
 
-    rows: np.ndarray                # of the caller's table
+    rows: np.ndarray  # of the caller's table
     thread: np.ndarray
     start: np.ndarray
     end: np.ndarray
-    parent: np.ndarray              # position, -1: outermost
+    parent: np.ndarray  # position, -1: outermost
     bounds: dict[int, tuple[int, int]]
 
     def innermost(self, thread: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -47,8 +47,8 @@ class Nest:
             if not len(want):
                 return values
             via = jump[want]
-            values[want] = values[via]                  # right-hand sides are read before anything is written:
-            jump[want] = np.where(values[want] == missing, jump[via], -1)   # every round doubles the distance
+            values[want] = values[via]  # right-hand sides are read before anything is written:
+            jump[want] = np.where(values[want] == missing, jump[via], -1)  # every round doubles the distance
 
     def self_time(self) -> np.ndarray:
         """Each event's length without its children's, ns (a child that ends after its parent counts up to the parent's end)."""

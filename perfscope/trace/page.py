@@ -14,7 +14,7 @@ from perfscope.trace.blocks import Block, blocks, chosen
 from perfscope.trace.columns import Rank
 from perfscope.trace.text import sources
 
-CUT = 56                        # characters of a cell: the numbers stay in sight; all of it when the mouse rests there
+CUT = 56  # characters of a cell: the numbers stay in sight; all of it when the mouse rests there
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class View:
 def build(name: str, view: View) -> str:
     """The whole page. Raises EnvironmentError_ without plotly."""
     found = blocks(view.analysis, view.rank)
-    head, rest = found[0], sorted(found[1:], key=lambda b: b.name != "warnings")     # what is odd is said first
+    head, rest = found[0], sorted(found[1:], key=lambda b: b.name != "warnings")  # what is odd is said first
     parts = [(b.name, b.title, block(b)) for b in rest]
     at = next((i for i, (n, *_) in enumerate(parts) if n == "steps"), 0)
     parts[at:at] = [p for p in sections(view) if p[2]]
-    body = f'<header><h1>{escape(name)}</h1><p class="facts">{escape(head.lines[0])}</p></header>' + "".join(f"<p>{escape(t)}</p>" for t in head.lines[1:])
+    body = f'<header><h1>{escape(name)}</h1><p class="facts">{escape(head.lines[0])}</p></header>' + "".join(
+        f"<p>{escape(t)}</p>" for t in head.lines[1:]
+    )
     body += "".join(f'<section id="{n}"><h2>{escape(t)}</h2>{h}</section>' for n, t, h in parts)
     page = registry.load("reports", "html").page
     return page(name, f'<article class="run" id="run">{body}</article>', [(n, t) for n, t, _ in parts])
@@ -42,13 +44,17 @@ def build(name: str, view: View) -> str:
 def sections(view: View) -> list[tuple[str, str, Html]]:
     """(name, title, HTML) of split.py, timeline.py, and the plug-ins of reports/ whose KINDS name "trace". One that fails says so; the page
     still stands. The first two need NumPy, which nothing in reports/ may."""
-    modules = [("split", split), ("timeline", timeline), *((n, registry.load("reports", n)) for n in registry.names("reports"))]
+    modules = [
+        ("split", split),
+        ("timeline", timeline),
+        *((n, registry.load("reports", n)) for n in registry.names("reports")),
+    ]
     wanted = sorted(((m.ORDER, n, m) for n, m in modules if "trace" in getattr(m, "KINDS", ())), key=lambda m: m[:2])
     out = []
     for _, name, module in wanted:
         try:
             made = module.render(view)
-        except Exception as e:      # somebody's own section must not cost the page
+        except Exception as e:  # somebody's own section must not cost the page
             made = f'<p class="alarm">{escape(f"The section {name} could not be drawn: {type(e).__name__}: {e}")}</p>'
         out.append((slug(name), module.TITLE, Html(made)))
     return out
@@ -56,8 +62,19 @@ def sections(view: View) -> list[tuple[str, str, Html]]:
 
 def block(b: Block) -> Html:
     """Sentences, then the table; warnings as alarms, notes as plain text."""
-    text = "".join(f'<p{" class=alarm" if b.name == "warnings" and line.startswith("warning") else ""}>{escape(line)}</p>' for line in b.lines)
-    rows = [[cell(c.text if len(c.text) <= CUT else c.text[:CUT] + "…", c.sort, c.text[:1000] if len(c.text) > CUT else "") for c in row] for row in b.rows]
+    text = "".join(
+        f"<p{' class=alarm' if b.name == 'warnings' and line.startswith('warning') else ''}>{escape(line)}</p>"
+        for line in b.lines
+    )
+    rows = [
+        [
+            cell(
+                c.text if len(c.text) <= CUT else c.text[:CUT] + "…", c.sort, c.text[:1000] if len(c.text) > CUT else ""
+            )
+            for c in row
+        ]
+        for row in b.rows
+    ]
     more = max(b.total, len(b.rows)) - len(b.rows)
     rest = f"<p>{more} more rows: perfscope trace analyze --json</p>" if more > 0 and rows else ""
     return Html(text + (table(b.head, rows) if rows else "") + rest)
@@ -72,11 +89,15 @@ def write(trace, out, analysis: Analysis, rank: RankAnalysis, limit_bytes: int |
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as e:
-        raise EnvironmentError_(f"cannot write {out}: {e.strerror or e}", "Give a path in a folder that exists.") from None
+        raise EnvironmentError_(
+            f"cannot write {out}: {e.strerror or e}", "Give a path in a folder that exists."
+        ) from None
     return out
 
 
-def columns(trace, rank: RankAnalysis, detail: str = "full", limit_bytes: int | None = None, cache: bool = True) -> Rank:
+def columns(
+    trace, rank: RankAnalysis, detail: str = "full", limit_bytes: int | None = None, cache: bool = True
+) -> Rank:
     """The columns of one rank of an analysed trace, read again or from what was kept."""
     source = next(s for s in sources(trace) if s.label == rank.source)
     return reader.read_rank(source, detail, limit_bytes, cache)

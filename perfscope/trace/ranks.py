@@ -46,7 +46,7 @@ class Collective:
     wait_ns: tuple[int, ...]
     start_skew_ns: int
     end_skew_ns: int
-    last: int                       # the rank that the others waited for: the shortest kernel
+    last: int  # the rank that the others waited for: the shortest kernel
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Together:
     collectives: tuple[Collective, ...] = ()
     ranks: tuple[RankShare, ...] = ()
     unmatched: int = 0
-    disagreeing: int = 0            # matched by order, but of different names: the ranks do not run the same program
+    disagreeing: int = 0  # matched by order, but of different names: the ranks do not run the same program
     straggler: int | None = None
-    slowest: int | None = None      # the rank with the least waiting: the others wait for it, on the whole
+    slowest: int | None = None  # the rank with the least waiting: the others wait for it, on the whole
     imbalance: float | None = None
 
 
@@ -91,7 +91,11 @@ def calls(rank: Rank, links: Links, w: Windows) -> tuple[Call, ...]:
         row, has_call, at = int(rows[j]), call[j] >= 0, int(asked[j])
         i = details.get(row)
         group = rank.texts[rank.collectives["group"][i]].strip('"') if i is not None else ""
-        label = rank.texts[rank.collectives["name"][i]].strip('"') if i is not None else rank.names[e.name[row]].split("(")[0]
+        label = (
+            rank.texts[rank.collectives["name"][i]].strip('"')
+            if i is not None
+            else rank.names[e.name[row]].split("(")[0]
+        )
         elements = int(rank.collectives["elements"][i]) if i is not None else -1
         s = int(np.searchsorted(w.start, at, side="right")) - 1
         inside = has_call and s >= 0 and at < w.end[s]
@@ -99,7 +103,9 @@ def calls(rank: Rank, links: Links, w: Windows) -> tuple[Call, ...]:
         order = counters.get((step, group), 0) if inside else -1
         if inside:
             counters[step, group] = order + 1
-        found.append(Call(step, group, order, label, elements if elements >= 0 else None, int(e.ts_ns[row]), int(e.dur_ns[row])))
+        found.append(
+            Call(step, group, order, label, elements if elements >= 0 else None, int(e.ts_ns[row]), int(e.dur_ns[row]))
+        )
     return tuple(found)
 
 
@@ -124,17 +130,44 @@ def together(ranks: list[tuple[int, tuple[Call, ...], list]]) -> Together:
         length = [c.duration_ns for _, c in members]
         start, end = [c.start_ns for _, c in members], [c.start_ns + c.duration_ns for _, c in members]
         shortest = min(length)
-        matched.append(Collective(step, group, order, members[0][1].name, members[0][1].elements, tuple(n for n, _ in members), tuple(length),
-                                  tuple(t - shortest for t in length), max(start) - min(start), max(end) - min(end),
-                                  members[length.index(shortest)][0]))
+        matched.append(
+            Collective(
+                step,
+                group,
+                order,
+                members[0][1].name,
+                members[0][1].elements,
+                tuple(n for n, _ in members),
+                tuple(length),
+                tuple(t - shortest for t in length),
+                max(start) - min(start),
+                max(end) - min(end),
+                members[length.index(shortest)][0],
+            )
+        )
     shares = []
     for number, _, steps in ranks:
         waits = [c.wait_ns[c.ranks.index(number)] for c in matched if number in c.ranks]
-        shares.append(RankShare(number, sum(s.duration_ns for s in steps), sum(s.compute_ns for s in steps),
-                                sum(s.communication_exposed_ns for s in steps), sum(waits), sum(c.last == number for c in matched)))
+        shares.append(
+            RankShare(
+                number,
+                sum(s.duration_ns for s in steps),
+                sum(s.compute_ns for s in steps),
+                sum(s.communication_exposed_ns for s in steps),
+                sum(waits),
+                sum(c.last == number for c in matched),
+            )
+        )
     if len(ranks) < 2:
         return Together((), tuple(shares))
     most = max(shares, key=lambda s: s.came_last)
     mean = sum(s.compute_ns for s in shares) / len(shares)
-    return Together(tuple(matched), tuple(shares), unmatched, disagreeing, most.rank if matched and 2 * most.came_last > len(matched) else None,
-                    min(shares, key=lambda s: s.wait_ns).rank if matched else None, max(s.compute_ns for s in shares) / mean - 1 if mean else None)
+    return Together(
+        tuple(matched),
+        tuple(shares),
+        unmatched,
+        disagreeing,
+        most.rank if matched and 2 * most.came_last > len(matched) else None,
+        min(shares, key=lambda s: s.wait_ns).rank if matched else None,
+        max(s.compute_ns for s in shares) / mean - 1 if mean else None,
+    )

@@ -19,9 +19,9 @@ from perfscope.trace.decode import EVENT, LISTS, REFUSED, lenient, nanoseconds
 from perfscope.trace.text import Break, Source, chunks, sources
 
 HEAD = re.compile(rb'"traceEvents"\s*:\s*\[')
-HEAD_LIMIT = 64 << 20       # metadata before the events; real ones have a few kilobytes
-TAIL_LIMIT = 16 << 20       # metadata after them (INFO logs); more is left out and said
-CARRY_LIMIT = 32 << 20      # text without a place to cut at: four times the longest event that is repaired
+HEAD_LIMIT = 64 << 20  # metadata before the events; real ones have a few kilobytes
+TAIL_LIMIT = 16 << 20  # metadata after them (INFO logs); more is left out and said
+CARRY_LIMIT = 32 << 20  # text without a place to cut at: four times the longest event that is repaired
 
 
 def read(path, detail: str = "full", limit_bytes: int | None = None, executor=None, cache: bool = True) -> Trace:
@@ -37,7 +37,9 @@ def read(path, detail: str = "full", limit_bytes: int | None = None, executor=No
     found = sources(path)
     task = partial(read_rank, detail=detail, limit_bytes=limit_bytes, cache=cache)
     ranks, warnings = [], []
-    for source, rank in zip(found, (executor.map if executor and len(found) > 1 else map)(partial(_attempt, task), found)):
+    for source, rank in zip(
+        found, (executor.map if executor and len(found) > 1 else map)(partial(_attempt, task), found)
+    ):
         if isinstance(rank, TraceError):
             if len(found) == 1:
                 raise rank
@@ -45,7 +47,10 @@ def read(path, detail: str = "full", limit_bytes: int | None = None, executor=No
         else:
             ranks.append(rank)
     if not ranks:
-        raise TraceError(f"none of the {len(found)} files in {path} can be read as a trace; the first: {warnings[0].text}", warnings[0].hint)
+        raise TraceError(
+            f"none of the {len(found)} files in {path} can be read as a trace; the first: {warnings[0].text}",
+            warnings[0].hint,
+        )
     ranks.sort(key=lambda r: r.rank)
     return Trace(tuple(ranks), (*warnings, *(w for r in ranks for w in r.warnings)))
 
@@ -81,15 +86,15 @@ class _Reader:
         self.lost: list[tuple[int, str]] = []
         self.repaired: list[tuple[int, str]] = []
         self.blocks: list[tuple[int, int, int]] = []
-        self.carry, self.at = b"", 0            # text not decoded yet, and the byte it starts at
-        self.state = "head"                     # then "events", then "tail"
+        self.carry, self.at = b"", 0  # text not decoded yet, and the byte it starts at
+        self.state = "head"  # then "events", then "tail"
         self.head = b""
         self.exact = False
-        self.left_out = 0                       # bytes of metadata that were too many to keep
+        self.left_out = 0  # bytes of metadata that were too many to keep
 
     def feed(self, chunk: bytes) -> None:
         if self.state == "events" and self.builder.events and (cut := _last_cut(chunk)) >= 0:
-            self._quick(chunk, cut)             # the usual way: the text is copied once
+            self._quick(chunk, cut)  # the usual way: the text is copied once
             return
         text = self.carry + chunk if self.carry else chunk
         if self.state == "head":
@@ -106,11 +111,17 @@ class _Reader:
         if bare[:1] == b"[":
             start, self.head = len(text) - len(bare) + 1, b""
         elif m := HEAD.search(text):
-            start, self.head = m.end(), text[:m.start()]
+            start, self.head = m.end(), text[: m.start()]
         elif bare and bare[:1] != b"{":
-            raise TraceError(f"{self.source.label} is not a trace: it starts with {bytes(bare[:20])!r}", "Give a Chrome trace (JSON) of torch.profiler.")
+            raise TraceError(
+                f"{self.source.label} is not a trace: it starts with {bytes(bare[:20])!r}",
+                "Give a Chrome trace (JSON) of torch.profiler.",
+            )
         elif len(text) > HEAD_LIMIT:
-            raise TraceError(f"{self.source.label} has no \"traceEvents\" in its first {HEAD_LIMIT >> 20} MB", "Give a Chrome trace (JSON) of torch.profiler.")
+            raise TraceError(
+                f'{self.source.label} has no "traceEvents" in its first {HEAD_LIMIT >> 20} MB',
+                "Give a Chrome trace (JSON) of torch.profiler.",
+            )
         else:
             return text
         self.state = "events"
@@ -120,9 +131,9 @@ class _Reader:
     def _events(self, text: bytes) -> bytes:
         if not self.blocks and not self.builder.events:
             start = len(text) - len(text.lstrip())
-            if text[start:start + 1] == b"]":
+            if text[start : start + 1] == b"]":
                 self.state, self.at = "tail", self.at + start + 1
-                return text[start + 1:]
+                return text[start + 1 :]
         cut = _last_cut(text)
         if cut < 0:
             if len(text) > CARRY_LIMIT:
@@ -133,22 +144,22 @@ class _Reader:
         return self._block(text, cut) if self.state == "events" else text
 
     def _quick(self, chunk: bytes, cut: int) -> None:
-        whole = b"".join((b"[", self.carry, memoryview(chunk)[:cut + 1], b"]"))
+        whole = b"".join((b"[", self.carry, memoryview(chunk)[: cut + 1], b"]"))
         rest = self._decoded(whole)
         if self.state == "tail":
             self.at += rest
-            self.carry = whole[1 + rest:-1] + chunk[cut + 1:]
+            self.carry = whole[1 + rest : -1] + chunk[cut + 1 :]
             return
-        following = chunk[cut + 1:].lstrip().removeprefix(b",").lstrip()
+        following = chunk[cut + 1 :].lstrip().removeprefix(b",").lstrip()
         self.at += len(self.carry) + len(chunk) - len(following)
         self.carry = following
 
     def _block(self, text: bytes, cut: int) -> bytes:
-        rest = self._decoded(b"".join((b"[", memoryview(text)[:cut + 1], b"]")))
+        rest = self._decoded(b"".join((b"[", memoryview(text)[: cut + 1], b"]")))
         if self.state == "tail":
             self.at += rest
             return text[rest:]
-        following = text[cut + 1:].lstrip().removeprefix(b",").lstrip()
+        following = text[cut + 1 :].lstrip().removeprefix(b",").lstrip()
         self.at += len(text) - len(following)
         return following
 
@@ -156,7 +167,7 @@ class _Reader:
         """Takes the events of a piece in brackets; gives where the tail starts in it if the list ends there (state becomes "tail")."""
         first = self.builder.rows
         taken = False
-        for exact in ((True,) if self.exact else (False, True)):
+        for exact in (True,) if self.exact else (False, True):
             try:
                 taken = self.builder.add(LISTS[self.detail, exact].decode(whole), exact)
             except REFUSED:
@@ -187,7 +198,9 @@ class _Reader:
         if not self.builder.add(good, True):
             good = [e for e in good if _fits(e)]
             if not self.builder.add(good, True):
-                raise TraceError(f"{self.source.label}: the events from byte {self.at} cannot be used", "Please report this trace.")
+                raise TraceError(
+                    f"{self.source.label}: the events from byte {self.at} cannot be used", "Please report this trace."
+                )
         self.lost += out.lost
         self.repaired += out.repaired
         return out.tail
@@ -197,7 +210,7 @@ class _Reader:
         if self.state == "head":
             if not self.carry.strip():
                 raise self._nothing("it holds no text")
-            raise self._nothing("it has no \"traceEvents\"")
+            raise self._nothing('it has no "traceEvents"')
         if self.state == "events":
             text = self.carry
             if text.strip():
@@ -206,18 +219,34 @@ class _Reader:
                     self.state, self.carry = "tail", text[rest:]
                     self.at += rest
             if self.state == "events" and not self.broken:
-                self.broken.append(Break(self.at + len(text), "the text ends before the list of events does: the file was cut, or is still being written"))
+                self.broken.append(
+                    Break(
+                        self.at + len(text),
+                        "the text ends before the list of events does: the file was cut, or is still being written",
+                    )
+                )
         if not self.builder.events and (self.lost or self.broken):
             raise self._nothing(self.lost[0][1] if self.lost else self.broken[0].why)
         return self._rank()
 
     def _nothing(self, why: str) -> TraceError:
         where = self.lost[0][0] if self.lost else self.broken[0].at if self.broken else self.at
-        return TraceError(f"{self.source.label}: not one event can be read ({why}, byte {max(where, 0)})", "Give a Chrome trace (JSON) of torch.profiler.")
+        return TraceError(
+            f"{self.source.label}: not one event can be read ({why}, byte {max(where, 0)})",
+            "Give a Chrome trace (JSON) of torch.profiler.",
+        )
 
     def _meta(self) -> dict:
         def pairs(text: bytes) -> dict:
-            text = text.strip().removeprefix(b"\xef\xbb\xbf").strip().removeprefix(b"{").removesuffix(b"}").strip().strip(b",")
+            text = (
+                text.strip()
+                .removeprefix(b"\xef\xbb\xbf")
+                .strip()
+                .removeprefix(b"{")
+                .removesuffix(b"}")
+                .strip()
+                .strip(b",")
+            )
             try:
                 value = msgspec.json.decode(b"{" + text + b"}")
             except REFUSED:
@@ -226,12 +255,13 @@ class _Reader:
                 except REFUSED:
                     return {}
             return value
+
         tail = self.carry.strip() if self.state == "tail" else b""
         return {**pairs(self.head), **(pairs(tail) if tail[:1] == b"," else {})}
 
     def _rank(self) -> Rank:
         b, meta = self.builder, self._meta()
-        events = b.columns()                    # first: the last rows bring their names with them
+        events = b.columns()  # first: the last rows bring their names with them
         info = meta.get("distributedInfo")
         info = info if isinstance(info, dict) else {}
         number = info.get("rank")
@@ -239,37 +269,75 @@ class _Reader:
             m = re.search(r"rank[-_]?(\d{1,6})", Path(self.source.member or self.source.path).name)
             number = int(m[1]) if m else 0
         world = info.get("world_size")
-        memory = {c: np.concatenate(v).astype(d) if v else np.zeros(0, d) for (c, d), v in zip(MEMORY.items(), b.memory.values())}
+        memory = {
+            c: np.concatenate(v).astype(d) if v else np.zeros(0, d)
+            for (c, d), v in zip(MEMORY.items(), b.memory.values())
+        }
         collectives = {c: np.array(b.collectives[c], d) for c, d in COLLECTIVE.items()}
         meta["labels"] = [[n, p, t, x.decode(errors="replace")] for n, p, t, x in b.labels]
-        counts = {"events": b.events, "rows": b.rows, "lost": len(self.lost), "repaired": len(self.repaired), "bytes": self.at + len(self.carry)}
+        counts = {
+            "events": b.events,
+            "rows": b.rows,
+            "lost": len(self.lost),
+            "repaired": len(self.repaired),
+            "bytes": self.at + len(self.carry),
+        }
         ids = [None] * (max(b.ids.values(), default=-1) + 1)
         for key, value in b.ids.items():
             ids[value] = key if ids[value] is None or isinstance(key, int) else ids[value]
-        return Rank(source=self.source.label, path=self.source.path, member=self.source.member, detail=self.detail, rank=number,
-                    world=world if isinstance(world, int) else 1, meta=meta, names=list(b.names), ids=ids,
-                    texts=[t.decode(errors="replace") for t in b.texts], events=events, memory=memory, collectives=collectives,
-                    blocks=np.array(self.blocks, np.int64).reshape(-1, 3), counts=counts, warnings=tuple(self._warnings()))
+        return Rank(
+            source=self.source.label,
+            path=self.source.path,
+            member=self.source.member,
+            detail=self.detail,
+            rank=number,
+            world=world if isinstance(world, int) else 1,
+            meta=meta,
+            names=list(b.names),
+            ids=ids,
+            texts=[t.decode(errors="replace") for t in b.texts],
+            events=events,
+            memory=memory,
+            collectives=collectives,
+            blocks=np.array(self.blocks, np.int64).reshape(-1, 3),
+            counts=counts,
+            warnings=tuple(self._warnings()),
+        )
 
     def _warnings(self):
         name = self.source.label
         for gap in self.broken:
             place = f"at byte {gap.at} of the text" if gap.at >= 0 else "on the way"
-            yield Warned("truncated", f"{name}: {gap.why} ({place}); the {self.builder.events} events before it were read",
-                         "Totals are those of the part that was read.")
-        for code, found, what in (("events_lost", self.lost, "could not be read and are missing from every figure"),
-                                  ("events_repaired", self.repaired, "were read after a repair that changes no figure")):
+            yield Warned(
+                "truncated",
+                f"{name}: {gap.why} ({place}); the {self.builder.events} events before it were read",
+                "Totals are those of the part that was read.",
+            )
+        for code, found, what in (
+            ("events_lost", self.lost, "could not be read and are missing from every figure"),
+            ("events_repaired", self.repaired, "were read after a repair that changes no figure"),
+        ):
             if found:
                 kinds: dict[str, list[int]] = {}
                 for offset, why in found:
                     kinds.setdefault(why, []).append(offset)
                 detail = "; ".join(f"{len(at)} x {why}, first at byte {at[0]}" for why, at in list(kinds.items())[:8])
-                yield Warned(code, f"{name}: {len(found)} events {what}: {detail}",
-                             "Record the trace again if the missing part matters." if code == "events_lost" else "")
+                yield Warned(
+                    code,
+                    f"{name}: {len(found)} events {what}: {detail}",
+                    "Record the trace again if the missing part matters." if code == "events_lost" else "",
+                )
         if self.state == "tail" and self.carry.strip()[:1] not in (b"", b",", b"}"):
-            yield Warned("text_after_the_end", f"{name}: {len(self.carry) + self.left_out} bytes after the list of events (byte {self.at}) are no part of it")
+            yield Warned(
+                "text_after_the_end",
+                f"{name}: {len(self.carry) + self.left_out} bytes after the list of events (byte {self.at}) are no part of it",
+            )
         if not self.builder.events:
-            yield Warned("no_events", f"{name}: the list of events is empty", "Was the profiler started, and stopped before the export?")
+            yield Warned(
+                "no_events",
+                f"{name}: the list of events is empty",
+                "Was the profiler started, and stopped before the export?",
+            )
 
 
 def _text(value) -> str:
@@ -291,7 +359,7 @@ def _last_cut(text: bytes) -> int:
         end = text.rfind(b"}", 0, end)
         if end < 0:
             return -1
-        following = text[end + 1:end + 65].lstrip()
+        following = text[end + 1 : end + 65].lstrip()
         if following[:1] == b"," and following[1:].lstrip()[:1] == b"{":
             return end
     last = -1

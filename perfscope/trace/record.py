@@ -27,9 +27,9 @@ from perfscope.errors import EnvironmentError_, UsageError
 from perfscope.record import Warned
 from perfscope.trace import tb
 
-STEPS, WARMUP = 3, 2                # active and warm-up steps: the profiler's own start costs the first ones
-BATCH = {"cpu": 16, "cuda": 256}    # of a model by name, if none was given
-PHASES = {"backward": "backward"}   # torch functions that are no part, but a phase
+STEPS, WARMUP = 3, 2  # active and warm-up steps: the profiler's own start costs the first ones
+BATCH = {"cpu": 16, "cuda": 256}  # of a model by name, if none was given
+PHASES = {"backward": "backward"}  # torch functions that are no part, but a phase
 
 
 @dataclass
@@ -58,8 +58,19 @@ def part(name: str):
 
 
 @contextlib.contextmanager
-def record(out, *, steps: int = STEPS, warmup: int = WARMUP, shapes: bool = False, stacks: bool = False, modules: bool = False,
-           memory: bool = False, model=None, optimizer=None, rank: int | None = None) -> Iterator[Recorder]:
+def record(
+    out,
+    *,
+    steps: int = STEPS,
+    warmup: int = WARMUP,
+    shapes: bool = False,
+    stacks: bool = False,
+    modules: bool = False,
+    memory: bool = False,
+    model=None,
+    optimizer=None,
+    rank: int | None = None,
+) -> Iterator[Recorder]:
     """Profiles the caller's own loop: `warmup` iterations, then `steps` that are recorded; more are run but not recorded.
 
     shapes: shapes, strides and dtypes of every operator. stacks: source lines. modules: the module tree (needs the
@@ -70,12 +81,14 @@ def record(out, *, steps: int = STEPS, warmup: int = WARMUP, shapes: bool = Fals
     from torch.profiler import ProfilerActivity, profile, schedule
 
     if steps < 1 or warmup < 0:
-        raise UsageError("a recording has at least one step, and no negative warm-up", "For example: --steps 3 --warmup 2")
+        raise UsageError(
+            "a recording has at least one step, and no negative warm-up", "For example: --steps 3 --warmup 2"
+        )
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     folder = _writable(Path(out))
     cuda = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")              # its progress is not the user's
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its progress is not the user's
     recorder = Recorder(step=lambda: None, rank=rank)
 
     def ready(profiler) -> None:
@@ -85,13 +98,22 @@ def record(out, *, steps: int = STEPS, warmup: int = WARMUP, shapes: bool = Fals
             profiler.export_chrome_trace(str(partial))
             os.replace(partial, target)
         except (OSError, RuntimeError) as e:
-            raise EnvironmentError_(f"cannot write {target}: {e}", "Make room on the disk, or give another folder with --out.") from None
+            raise EnvironmentError_(
+                f"cannot write {target}: {e}", "Make room on the disk, or give another folder with --out."
+            ) from None
         finally:
             partial.unlink(missing_ok=True)
         recorder.files[:] = [target]
 
-    profiler = profile(activities=activities, schedule=schedule(wait=0, warmup=warmup, active=steps, repeat=1), on_trace_ready=ready,
-                       record_shapes=shapes, with_stack=stacks or modules, with_modules=modules, profile_memory=memory)
+    profiler = profile(
+        activities=activities,
+        schedule=schedule(wait=0, warmup=warmup, active=steps, repeat=1),
+        on_trace_ready=ready,
+        record_shapes=shapes,
+        with_stack=stacks or modules,
+        with_modules=modules,
+        profile_memory=memory,
+    )
     recorder.step = profiler.step
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Profiler clears events.*")
@@ -101,7 +123,19 @@ def record(out, *, steps: int = STEPS, warmup: int = WARMUP, shapes: bool = Fals
                 stack.enter_context(marked(model, optimizer))
             stack.enter_context(profiler)
             yield recorder
-    finish(recorder, folder, dict(steps=steps, run=min(steps, recorder.calls - warmup), shapes=shapes, stacks=stacks, modules=modules, memory=memory, kernels=cuda and _ran_on_cuda()))
+    finish(
+        recorder,
+        folder,
+        dict(
+            steps=steps,
+            run=min(steps, recorder.calls - warmup),
+            shapes=shapes,
+            stacks=stacks,
+            modules=modules,
+            memory=memory,
+            kernels=cuda and _ran_on_cuda(),
+        ),
+    )
 
 
 def _ran_on_cuda() -> bool:
@@ -113,13 +147,18 @@ def _ran_on_cuda() -> bool:
 def finish(recorder: Recorder, folder: Path, asked: dict) -> None:
     """Checks the trace for what was asked, and writes the TensorBoard log directory beside it."""
     if not recorder.files:
-        recorder.problems.append(Warned("no-trace", "nothing was recorded: the loop ended before the warm-up was over",
-                                        "Call step() after every iteration, for more of them, or give a smaller warm-up."))
+        recorder.problems.append(
+            Warned(
+                "no-trace",
+                "nothing was recorded: the loop ended before the warm-up was over",
+                "Call step() after every iteration, for more of them, or give a smaller warm-up.",
+            )
+        )
         return
     recorder.found = tb.survey(recorder.files[0])
     recorder.problems += missing(recorder.found, asked)
     target = folder / "tensorboard" / f"rank_{recorder.rank}.{time.time_ns()}.pt.trace.json.gz"
-    for old in target.parent.glob(f"rank_{recorder.rank}.*.pt.trace.json.gz"):      # of an earlier recording in this folder
+    for old in target.parent.glob(f"rank_{recorder.rank}.*.pt.trace.json.gz"):  # of an earlier recording in this folder
         if tb.mark_of(old):
             old.unlink()
     tb.repair(recorder.files[0], target, recorder.found)
@@ -129,19 +168,40 @@ def finish(recorder: Recorder, folder: Path, asked: dict) -> None:
 def missing(found: tb.Survey, asked: dict) -> list[Warned]:
     """What was asked for and is not in the trace."""
     out, c = [], found.counts
-    there = min(len(found.steps), asked["run"])        # the profiler opens one more step, which stays empty
+    there = min(len(found.steps), asked["run"])  # the profiler opens one more step, which stays empty
     if there < asked["steps"]:
-        out.append(Warned("few-steps", f"{there} of {asked['steps']} steps are in the trace: the loop ended too early",
-                          "Run more iterations (warm-up + steps), and call step() after each."))
+        out.append(
+            Warned(
+                "few-steps",
+                f"{there} of {asked['steps']} steps are in the trace: the loop ended too early",
+                "Run more iterations (warm-up + steps), and call step() after each.",
+            )
+        )
     if asked["kernels"] and not c["kernels"]:
-        out.append(Warned("no-kernels", "no GPU kernel is in the trace, though CUDA was used: CUPTI could not record",
-                          "Another profiler may hold the GPU (Nsight, DCGM), or counters are restricted: see ERR_NVGPUCTRPERM."))
-    for name, what in (("shapes", "no operator has shapes"), ("stacks", "no source lines were recorded"),
-                       ("modules", "no module is in the trace"), ("memory", "no allocation was recorded")):
+        out.append(
+            Warned(
+                "no-kernels",
+                "no GPU kernel is in the trace, though CUDA was used: CUPTI could not record",
+                "Another profiler may hold the GPU (Nsight, DCGM), or counters are restricted: see ERR_NVGPUCTRPERM.",
+            )
+        )
+    for name, what in (
+        ("shapes", "no operator has shapes"),
+        ("stacks", "no source lines were recorded"),
+        ("modules", "no module is in the trace"),
+        ("memory", "no allocation was recorded"),
+    ):
         if asked[name] and not c[name]:
-            out.append(Warned(f"no-{name}", f"--{name} was asked for, but {what}", "Report this with the torch version."))
+            out.append(
+                Warned(f"no-{name}", f"--{name} was asked for, but {what}", "Report this with the torch version.")
+            )
     if found.damage.events or found.damage.why:
-        out.append(Warned("damaged", f"PyTorch wrote a trace that is not valid JSON: {found.damage.events} events lost ({found.damage.why})"))
+        out.append(
+            Warned(
+                "damaged",
+                f"PyTorch wrote a trace that is not valid JSON: {found.damage.events} events lost ({found.damage.why})",
+            )
+        )
     return out
 
 
@@ -152,20 +212,28 @@ def _writable(folder: Path) -> Path:
         trial.write_text("")
         trial.unlink()
     except OSError as e:
-        raise EnvironmentError_(f"cannot write to {folder}: {e.strerror or e}", "Give another folder with --out.") from None
+        raise EnvironmentError_(
+            f"cannot write to {folder}: {e.strerror or e}", "Give another folder with --out."
+        ) from None
     return folder
 
 
 # ---------------------------------------------------------------- parts on the time line
+
 
 def functions() -> dict[str, str]:
     """Name of a torch function -> its part, as perfscope.workload.parts takes them apart; and the phases."""
     from perfscope.workload import parts
 
     table = {}
-    for name, group in (("norm", parts.NORM), ("activation", parts.ACTIVATION + parts.IN_PLACE_ACTIVATION), ("dropout", parts.DROPOUT),
-                        ("attention", ("scaled_dot_product_attention", "multi_head_attention_forward", "softmax")),
-                        ("pooling", parts.POOLING), ("embedding", ("embedding",))):
+    for name, group in (
+        ("norm", parts.NORM),
+        ("activation", parts.ACTIVATION + parts.IN_PLACE_ACTIVATION),
+        ("dropout", parts.DROPOUT),
+        ("attention", ("scaled_dot_product_attention", "multi_head_attention_forward", "softmax")),
+        ("pooling", parts.POOLING),
+        ("embedding", ("embedding",)),
+    ):
         table |= dict.fromkeys(group, name)
     return table | {"silu": "activation", "logsigmoid": "activation"} | PHASES
 
@@ -197,6 +265,7 @@ def marked(model, optimizer=None):
             mark = torch.profiler.record_function(tb.PREFIX + name)
             mark.__enter__()
             opened.append((name, owner, mark))
+
         return hook
 
     def after(owner, *_):
@@ -204,7 +273,9 @@ def marked(model, optimizer=None):
             opened.pop()[2].__exit__(None, None, None)
 
     def bracket(module, name):
-        handles.extend([module.register_forward_pre_hook(before(name)), module.register_forward_hook(after, always_call=True)])
+        handles.extend(
+            [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after, always_call=True)]
+        )
 
     compiled = any(type(m).__name__ == "OptimizedModule" for m in model.modules())
     if not compiled:
@@ -213,7 +284,9 @@ def marked(model, optimizer=None):
         for name, module in parts.candidates(inner).values():
             bracket(module, name)
     if optimizer is not None:
-        handles.extend([optimizer.register_step_pre_hook(before("optimizer")), optimizer.register_step_post_hook(after)])
+        handles.extend(
+            [optimizer.register_step_pre_hook(before("optimizer")), optimizer.register_step_post_hook(after)]
+        )
     try:
         with contextlib.nullcontext() if compiled else Marks():
             yield
@@ -226,7 +299,10 @@ def marked(model, optimizer=None):
 
 # ---------------------------------------------------------------- a model by name
 
-def record_model(options, out, *, steps=STEPS, warmup=WARMUP, stage: Callable[[str], None] = lambda text: None, **wanted) -> Recorder:
+
+def record_model(
+    options, out, *, steps=STEPS, warmup=WARMUP, stage: Callable[[str], None] = lambda text: None, **wanted
+) -> Recorder:
     """Records the training step of a model by name; `options`: perfscope.options.Options with at most one batch size.
 
     Under torchrun every rank writes its own file, with DDP. The step is that of a breakdown, every part in.
@@ -249,8 +325,18 @@ def record_model(options, out, *, steps=STEPS, warmup=WARMUP, stage: Callable[[s
     def marked_loss(output, target):
         with part("loss"):
             return loss(output, target)
-    prepared = step.prepare(replace(workload, loss=marked_loss), device=device, dtype=options.dtype, memory_format=options.memory_format,
-                            compile=options.compile, cuda_graph=options.cuda_graph, keep_original=False, world_size=ranks.size, seed=options.seed)
+
+    prepared = step.prepare(
+        replace(workload, loss=marked_loss),
+        device=device,
+        dtype=options.dtype,
+        memory_format=options.memory_format,
+        compile=options.compile,
+        cuda_graph=options.cuda_graph,
+        keep_original=False,
+        world_size=ranks.size,
+        seed=options.seed,
+    )
     batches = step.load_batches(prepared, size)
     order = variants.ladder_order(step.present_parts(prepared, batches), ())
     variant = step.build(prepared, batches, order, order)
@@ -262,6 +348,7 @@ def record_model(options, out, *, steps=STEPS, warmup=WARMUP, stage: Callable[[s
                 inputs, target = next(batches.pipeline)
                 inputs, target = step.convert(inputs, prepared, True), step.convert(target, prepared, True)
         compute(inputs, target)
+
     with variant:
         compute = variant.compute
         if options.cuda_graph:
@@ -269,7 +356,9 @@ def record_model(options, out, *, steps=STEPS, warmup=WARMUP, stage: Callable[[s
             compute, batches = (lambda inputs, target: captured()), batches
         stage(f"recording {steps} steps of batch {size} after {warmup} to warm up")
         visible = None if options.compile != "off" or options.cuda_graph else prepared.distributed or prepared.model
-        with record(out, steps=steps, warmup=warmup, model=visible, optimizer=prepared.optimizer, rank=ranks.rank, **wanted) as recorder:
+        with record(
+            out, steps=steps, warmup=warmup, model=visible, optimizer=prepared.optimizer, rank=ranks.rank, **wanted
+        ) as recorder:
             for _ in range(warmup + steps):
                 run()
                 recorder()

@@ -27,13 +27,46 @@ from perfscope.trace.host import Links
 from perfscope.trace.tables import device_totals, sums
 
 # bytes of one element by the names the profiler writes (c10::ScalarType and C++ ones; parameters are "Scalar", "")
-SIZES = {"float": 4, "double": 8, "c10::Half": 2, "c10::BFloat16": 2, "int": 4, "long": 8, "long int": 8, "short": 2, "signed char": 1,
-         "unsigned char": 1, "bool": 1, "c10::Float8_e4m3fn": 1, "c10::Float8_e5m2": 1, "c10::complex<float>": 8, "c10::complex<double>": 16}
+SIZES = {
+    "float": 4,
+    "double": 8,
+    "c10::Half": 2,
+    "c10::BFloat16": 2,
+    "int": 4,
+    "long": 8,
+    "long int": 8,
+    "short": 2,
+    "signed char": 1,
+    "unsigned char": 1,
+    "bool": 1,
+    "c10::Float8_e4m3fn": 1,
+    "c10::Float8_e5m2": 1,
+    "c10::complex<float>": 8,
+    "c10::complex<double>": 16,
+}
 # where the two factors of a product stand among the inputs
-PRODUCTS = {"aten::mm": (0, 1), "aten::mv": (0, 1), "aten::bmm": (0, 1), "aten::matmul": (0, 1), "aten::addmm": (1, 2), "aten::addmv": (1, 2),
-            "aten::baddbmm": (1, 2), "aten::_scaled_mm": (0, 1), "aten::addmm_": (1, 2), "aten::baddbmm_": (1, 2)}
-FORWARD = ("aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::convolution", "aten::_convolution", "aten::cudnn_convolution",
-           "aten::mkldnn_convolution", "aten::miopen_convolution")
+PRODUCTS = {
+    "aten::mm": (0, 1),
+    "aten::mv": (0, 1),
+    "aten::bmm": (0, 1),
+    "aten::matmul": (0, 1),
+    "aten::addmm": (1, 2),
+    "aten::addmv": (1, 2),
+    "aten::baddbmm": (1, 2),
+    "aten::_scaled_mm": (0, 1),
+    "aten::addmm_": (1, 2),
+    "aten::baddbmm_": (1, 2),
+}
+FORWARD = (
+    "aten::conv1d",
+    "aten::conv2d",
+    "aten::conv3d",
+    "aten::convolution",
+    "aten::_convolution",
+    "aten::cudnn_convolution",
+    "aten::mkldnn_convolution",
+    "aten::miopen_convolution",
+)
 BACKWARD = ("aten::convolution_backward",)
 
 
@@ -98,7 +131,7 @@ def _convolution(x: list, weight: list, out) -> int | None:
         return None
     if weight[0] == out[1] and x[1] % weight[1] == 0:
         if weight[0] == x[1] and all(o > i for o, i in zip(out[2:], x[2:])):
-            return None                                     # as many channels in as out, and larger: either kind
+            return None  # as many channels in as out, and larger: either kind
         return 2 * prod(out) * prod(weight[1:])
     if weight[0] == x[1] and out[1] % weight[1] == 0:
         return 2 * prod(x) * prod(weight[1:])
@@ -115,7 +148,11 @@ def _shapes(text: str) -> list:
 def _bytes(name: str, shapes: list, dtypes: list, outputs: dict) -> int | None:
     """The inputs and the result once."""
     try:
-        sizes = [(prod(s) * SIZES[d] if s else 0) for s, d in zip(shapes, dtypes) if isinstance(s, list) and d not in ("", "Scalar", "ScalarList")]
+        sizes = [
+            (prod(s) * SIZES[d] if s else 0)
+            for s, d in zip(shapes, dtypes)
+            if isinstance(s, list) and d not in ("", "Scalar", "ScalarList")
+        ]
         if name in PRODUCTS:
             a, b = (shapes[i] for i in PRODUCTS[name])
             out, size = prod(a[:-1]) * (b[-1] if len(b) > 1 else 1), SIZES[dtypes[PRODUCTS[name][0]]]
@@ -135,23 +172,27 @@ def roofline(rank: Rank, links: Links) -> Roofline | None:
     nest, e = links.ops, rank.events
     if nest is None or not (e.shapes[nest.rows] >= 0).any():
         return None
-    heavy = [i for i, n in enumerate(rank.names) if n in PRODUCTS or n == "aten::linear" or n in FORWARD or n in BACKWARD]
+    heavy = [
+        i for i, n in enumerate(rank.names) if n in PRODUCTS or n == "aten::linear" or n in FORWARD or n in BACKWARD
+    ]
     mine = np.flatnonzero(np.isin(e.name[nest.rows], heavy))
     if not len(mine):
         return None
     key = np.stack((e.name[nest.rows[mine]], e.shapes[nest.rows[mine]], e.dtypes[nest.rows[mine]]), 1).astype(np.int64)
     used, index = np.unique(key, axis=0, return_inverse=True)
     index = index.reshape(-1)
-    text = [(rank.names[n], rank.texts[s] if s >= 0 else "", rank.texts[d] if d >= 0 else "") for n, s, d in used.tolist()]
+    text = [
+        (rank.names[n], rank.texts[s] if s >= 0 else "", rank.texts[d] if d >= 0 else "") for n, s, d in used.tolist()
+    ]
     shapes = [_shapes(s) for _, s, _ in text]
     outputs = _outputs([(t[0], s) for t, s in zip(text, shapes)])
     each = [flops(t[0], s, outputs) for t, s in zip(text, shapes)]
     known = np.array([f is not None for f in each])
-    covered = np.full(len(nest.rows), -1, np.int64)         # an ancestor that has figures
+    covered = np.full(len(nest.rows), -1, np.int64)  # an ancestor that has figures
     covered[mine[known[index]]] = 1
     above = nest.inherited(covered, -1)
     inside = (nest.parent[mine] >= 0) & (above[np.maximum(nest.parent[mine], 0)] == 1)
-    around = np.full(len(nest.rows), -1, np.int64)          # outermost of those without figures: their insides may have them
+    around = np.full(len(nest.rows), -1, np.int64)  # outermost of those without figures: their insides may have them
     around[mine] = 1
     around = nest.inherited(around, -1)
     outer = ~inside & ~((nest.parent[mine] >= 0) & (around[np.maximum(nest.parent[mine], 0)] == 1))
@@ -166,10 +207,23 @@ def roofline(rank: Rank, links: Links) -> Roofline | None:
         c, dtypes = int(count[i]), _shapes(text[i][2]) if text[i][2] else []
         size = _bytes(text[i][0], shapes[i], dtypes, outputs)
         ns = int(device[i]) if len(links.gpu) else int(host[i])
-        rows.append(RooflineRow(*text[i], c, each[i] * c, size * c if size else None, each[i] / size if size else None, int(device[i]), int(host[i]),
-                                each[i] * c / ns * 1e9 if ns else None, text[i][0] in BACKWARD))
+        rows.append(
+            RooflineRow(
+                *text[i],
+                c,
+                each[i] * c,
+                size * c if size else None,
+                each[i] / size if size else None,
+                int(device[i]),
+                int(host[i]),
+                each[i] * c / ns * 1e9 if ns else None,
+                text[i][0] in BACKWARD,
+            )
+        )
     rows.sort(key=lambda r: (-r.device_ns, -r.host_ns))
-    return Roofline(sum(r.flops for r in rows), sum(r.device_ns for r in rows), int((outer & ~known[index]).sum()), tuple(rows))
+    return Roofline(
+        sum(r.flops for r in rows), sum(r.device_ns for r in rows), int((outer & ~known[index]).sum()), tuple(rows)
+    )
 
 
 def _outputs(calls: list) -> dict:

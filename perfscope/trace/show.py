@@ -7,7 +7,7 @@ from perfscope.sections import plain
 from perfscope.trace.blocks import BRIEF, Block
 
 WIDTH = 80
-NAME = 18                       # the first column keeps at least this much; further columns share the rest
+NAME = 18  # the first column keeps at least this much; further columns share the rest
 
 
 def terminal(blocks: list[Block], command: str = "") -> str:
@@ -31,7 +31,9 @@ def _grid(b: Block, text) -> list[str]:
     is_word = [all(row[i].sort is None or isinstance(row[i].sort, str) for row in b.rows) for i in keep]
     widths = [max(text.width(r[i]) for r in [head, *rows]) for i in range(len(keep))]
     over = sum(widths) + 2 * (len(keep) - 1) - WIDTH
-    for i in sorted((i for i in range(len(keep)) if is_word[i]), key=lambda i: -widths[i]):      # words give way, the longest first; numbers never
+    for i in sorted(
+        (i for i in range(len(keep)) if is_word[i]), key=lambda i: -widths[i]
+    ):  # words give way, the longest first; numbers never
         less = min(max(over, 0), max(widths[i] - (NAME if i == 0 else 12), 0))
         widths[i], over = widths[i] - less, over - less
 
@@ -39,6 +41,7 @@ def _grid(b: Block, text) -> list[str]:
         made = [text.cut(c, w) for c, w in zip(cells, widths)]
         pads = [" " * (w - text.width(c)) for c, w in zip(made, widths)]
         return text.cut("  ".join(c + p if word else p + c for c, p, word in zip(made, pads, is_word)).rstrip(), WIDTH)
+
     out = [line(head), *(line(r) for r in rows)]
     more = max(b.total, len(b.rows)) - len(rows)
     return out + ([f"… {more} more: --json"] if more > 0 else [])
@@ -52,7 +55,11 @@ def markdown(blocks: list[Block], title: str = "") -> str:
         if b.title:
             out.append(f"#### {made.escape(b.title)}")
         if b.lines:
-            out.append("\n".join(f"- {made.escape(line)}" for line in b.lines) if b.title else "  \n".join(made.escape(line) for line in b.lines))
+            out.append(
+                "\n".join(f"- {made.escape(line)}" for line in b.lines)
+                if b.title
+                else "  \n".join(made.escape(line) for line in b.lines)
+            )
         if b.rows:
             keep = [i for i in range(len(b.head)) if i not in b.wide]
             rows = [[made.escape(row[i].text[:100]) for i in keep] for row in b.rows[:BRIEF]]

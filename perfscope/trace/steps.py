@@ -50,7 +50,7 @@ class Step:
     idle_unknown_ns: int = 0
     loader_ns: int = 0
     loader_exposed_ns: int = 0
-    kernels: int = 0                # that start inside the window
+    kernels: int = 0  # that start inside the window
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,16 @@ def device(rank: Rank, number: int, rows: np.ndarray, collective: np.ndarray) ->
 
     def of(mask) -> Union:
         return union(start[mask], end[mask])
-    return Device(number, rows, union(start, end), of(((cat == KERNEL) & ~talks) | (cat == MEMSET)), of(talks), of(cat == MEMCPY), of(cat == MEMSET))
+
+    return Device(
+        number,
+        rows,
+        union(start, end),
+        of(((cat == KERNEL) & ~talks) | (cat == MEMSET)),
+        of(talks),
+        of(cat == MEMCPY),
+        of(cat == MEMSET),
+    )
 
 
 def idle(rank: Rank, d: Device, launched: np.ndarray, low: int, high: int) -> dict[str, Union]:
@@ -128,10 +137,12 @@ def idle(rank: Rank, d: Device, launched: np.ndarray, low: int, high: int) -> di
     call = np.full(len(a), np.iinfo(np.int64).max)
     call[follows] = launched[at[follows]]
     unknown = call < 0
-    split = np.clip(call, a, b)                             # up to here the host had not asked for it
+    split = np.clip(call, a, b)  # up to here the host had not asked for it
     queued = (call <= a) & ~unknown
     where = np.minimum(np.searchsorted(a, end), max(len(a) - 1, 0))
-    last = np.flatnonzero(a[where] == end) if len(a) else np.zeros(0, np.int64)     # what ended where a gap begins, and its stream
+    last = (
+        np.flatnonzero(a[where] == end) if len(a) else np.zeros(0, np.int64)
+    )  # what ended where a gap begins, and its stream
     same = np.zeros(len(a), bool)
     if len(last):
         at_gap = where[last]
@@ -140,8 +151,12 @@ def idle(rank: Rank, d: Device, launched: np.ndarray, low: int, high: int) -> di
     nothing_before[where[last]] = False
     other = queued & ~same & ~nothing_before
     known = ~unknown
-    return {"host": union(a[known], split[known]), "unknown": union(a[unknown], b[unknown]), "stream": union(a[other], b[other]),
-            "launch": union(split[known & ~other], b[known & ~other])}
+    return {
+        "host": union(a[known], split[known]),
+        "unknown": union(a[unknown], b[unknown]),
+        "stream": union(a[other], b[other]),
+        "launch": union(split[known & ~other], b[known & ~other]),
+    }
 
 
 def figures(rank: Rank, d: Device, w: Windows, launched: np.ndarray, loader: Union) -> list[Step]:
@@ -158,8 +173,23 @@ def figures(rank: Rank, d: Device, w: Windows, launched: np.ndarray, loader: Uni
     exposed = both(loader, d.busy).within(w.start, w.end) - busy
     kernels = np.sort(e.ts_ns[d.rows[e.cat[d.rows] == KERNEL]])
     count = np.searchsorted(kernels, w.end) - np.searchsorted(kernels, w.start)
-    columns = {"start_ns": w.start, "duration_ns": w.end - w.start, "busy_ns": busy, "compute_ns": compute, "communication_ns": talk,
-               "communication_exposed_ns": talk - overlapped, "communication_overlapped_ns": overlapped,
-               "copy_ns": d.copy.within(w.start, w.end), "memset_ns": d.memset.within(w.start, w.end), "idle_ns": w.end - w.start - busy,
-               **{f"idle_{k}_ns": u.within(w.start, w.end) for k, u in why.items()}, "loader_ns": load, "loader_exposed_ns": exposed, "kernels": count}
-    return [Step(name=w.names[i], device=d.device, **{k: int(v[i]) for k, v in columns.items()}) for i in range(len(w.names))]
+    columns = {
+        "start_ns": w.start,
+        "duration_ns": w.end - w.start,
+        "busy_ns": busy,
+        "compute_ns": compute,
+        "communication_ns": talk,
+        "communication_exposed_ns": talk - overlapped,
+        "communication_overlapped_ns": overlapped,
+        "copy_ns": d.copy.within(w.start, w.end),
+        "memset_ns": d.memset.within(w.start, w.end),
+        "idle_ns": w.end - w.start - busy,
+        **{f"idle_{k}_ns": u.within(w.start, w.end) for k, u in why.items()},
+        "loader_ns": load,
+        "loader_exposed_ns": exposed,
+        "kernels": count,
+    }
+    return [
+        Step(name=w.names[i], device=d.device, **{k: int(v[i]) for k, v in columns.items()})
+        for i in range(len(w.names))
+    ]

@@ -11,7 +11,7 @@ from perfscope.trace.columns import DRIVER, KERNEL, MEMCPY, RUNTIME, Rank
 from perfscope.trace.host import Links, threads
 from perfscope.trace.names import kind
 
-SHORT_NS = 10_000               # a kernel below the 5-10 us that a launch costs the host (NVIDIA's launch-latency note)
+SHORT_NS = 10_000  # a kernel below the 5-10 us that a launch costs the host (NVIDIA's launch-latency note)
 CONVOLUTION_OPS = re.compile(r"conv", re.I)
 SYNCS = re.compile(r"Synchronize|^(cuda|hip)Memcpy$|^cuCtxSync|^cuStreamSync")
 ITEM_OPS = ("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero")
@@ -37,7 +37,7 @@ class KernelRow:
     min_ns: int
     max_ns: int
     share: float
-    tensor_cores: bool | None       # None: of no use to this kind of kernel
+    tensor_cores: bool | None  # None: of no use to this kind of kernel
     layout: bool
     norm: bool
     launched: int
@@ -55,7 +55,7 @@ class Layout:
     share: float
     convolution_ns: int
     share_of_convolution: float | None
-    attributed: int                 # launched by a convolution operator
+    attributed: int  # launched by a convolution operator
     by_op: tuple[Caller, ...] = ()
 
 
@@ -73,7 +73,7 @@ class OpRow:
     host_self_ns: int
     device_total_ns: int
     device_self_ns: int
-    kernels: int                    # launched by itself
+    kernels: int  # launched by itself
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Launches:
     """`delay`: from the start of the call to the start of the work; `queue`: work launched but not begun, at each launch."""
 
     count: int
-    without_launch: int             # device events whose call is not in the trace
+    without_launch: int  # device events whose call is not in the trace
     without_launch_ns: int
     kernels_without_launch: int
     kernels_without_launch_ns: int
@@ -91,8 +91,8 @@ class Launches:
     delay_p95_ns: int
     queue_median: int
     queue_max: int
-    host_ns: int                    # the time inside the calls
-    ambiguous: int = 0              # device events whose correlation id several calls share
+    host_ns: int  # the time inside the calls
+    ambiguous: int = 0  # device events whose correlation id several calls share
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,9 @@ def _groups(index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return used, place[index], count[used]
 
 
-def _callers(names: list[str], own: np.ndarray, callers: np.ndarray, dur: np.ndarray, most: int = 5) -> dict[int, tuple[Caller, ...]]:
+def _callers(
+    names: list[str], own: np.ndarray, callers: np.ndarray, dur: np.ndarray, most: int = 5
+) -> dict[int, tuple[Caller, ...]]:
     """For each kernel name: who launched it, the longest first. `callers`: name index, -1 for none."""
     if not (callers >= 0).any():
         return {}
@@ -172,8 +174,23 @@ def kernels(rank: Rank, links: Links) -> tuple[KernelRow, ...]:
     for i in np.argsort(-total, kind="stable").tolist():
         name = rank.names[used[i]]
         k = kind(name)
-        table.append(KernelRow(name, k.category, int(count[i]), int(total[i]), int(low[i]), int(high[i]), int(total[i]) / everything,
-                               k.tensor_cores, k.layout, k.norm, int(launched[i]), ops.get(int(used[i]), ()), modules.get(int(used[i]), ())))
+        table.append(
+            KernelRow(
+                name,
+                k.category,
+                int(count[i]),
+                int(total[i]),
+                int(low[i]),
+                int(high[i]),
+                int(total[i]) / everything,
+                k.tensor_cores,
+                k.layout,
+                k.norm,
+                int(launched[i]),
+                ops.get(int(used[i]), ()),
+                modules.get(int(used[i]), ()),
+            )
+        )
     return tuple(table)
 
 
@@ -188,9 +205,20 @@ def layout(rank: Rank, links: Links) -> Layout:
     by_conv = (op >= 0) & is_conv[e.name[np.maximum(op, 0)]] if len(rows) else turned
     dur = e.dur_ns[rows]
     everything, conv = int(dur.sum()), int(dur[by_conv].sum())
-    callers = _callers(rank.names, np.zeros(int(turned.sum()), np.int64), _name_of(rank, op[turned]), dur[turned], 50) if turned.any() else {}
-    return Layout(int(turned.sum()), int(dur[turned].sum()), int(dur[turned].sum()) / max(everything, 1), conv,
-                  int(dur[turned & by_conv].sum()) / conv if conv else None, int((turned & by_conv).sum()), callers.get(0, ()))
+    callers = (
+        _callers(rank.names, np.zeros(int(turned.sum()), np.int64), _name_of(rank, op[turned]), dur[turned], 50)
+        if turned.any()
+        else {}
+    )
+    return Layout(
+        int(turned.sum()),
+        int(dur[turned].sum()),
+        int(dur[turned].sum()) / max(everything, 1),
+        conv,
+        int(dur[turned & by_conv].sum()) / conv if conv else None,
+        int((turned & by_conv).sum()),
+        callers.get(0, ()),
+    )
 
 
 def device_totals(rank: Rank, links: Links) -> np.ndarray:
@@ -222,14 +250,27 @@ def ops(rank: Rank, links: Links) -> tuple[OpRow, ...]:
     device_total = device_totals(rank, links)
     key = e.name[nest.rows].astype(np.int64) * (len(rank.texts) + 2) + e.shapes[nest.rows] + 1
     used, first, index, count = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
-    columns = [sums(index, v, len(used)) for v in (nest.end - nest.start, nest.self_time(), device_total, device_self, launches)]
+    columns = [
+        sums(index, v, len(used))
+        for v in (nest.end - nest.start, nest.self_time(), device_total, device_self, launches)
+    ]
 
     def text(column, i):
         number = int(column[nest.rows[first[i]]])
         return rank.texts[number] if number >= 0 else ""
+
     order = np.lexsort((-columns[0], -columns[3], -columns[2]))
-    return tuple(OpRow(rank.names[e.name[nest.rows[first[i]]]], text(e.shapes, i), text(e.strides, i), text(e.dtypes, i), int(count[i]),
-                       *(int(c[i]) for c in columns)) for i in order.tolist())
+    return tuple(
+        OpRow(
+            rank.names[e.name[nest.rows[first[i]]]],
+            text(e.shapes, i),
+            text(e.strides, i),
+            text(e.dtypes, i),
+            int(count[i]),
+            *(int(c[i]) for c in columns),
+        )
+        for i in order.tolist()
+    )
 
 
 def launches(rank: Rank, links: Links) -> Launches:
@@ -241,17 +282,34 @@ def launches(rank: Rank, links: Links) -> Launches:
     begun, asked = e.ts_ns[gpu[known]], e.ts_ns[call[known]]
     delay = np.sort(np.maximum(begun - asked, 0))
     asked_sorted, begun_sorted = np.sort(asked), np.sort(begun)
-    queue = np.sort(np.arange(1, len(asked) + 1) - np.searchsorted(begun_sorted, asked_sorted, side="right")) if len(asked) else delay
+    queue = (
+        np.sort(np.arange(1, len(asked) + 1) - np.searchsorted(begun_sorted, asked_sorted, side="right"))
+        if len(asked)
+        else delay
+    )
     n = len(delay)
 
-    def rank_of(values, q):                             # nearest rank: a value that occurred, no interpolation
+    def rank_of(values, q):  # nearest rank: a value that occurred, no interpolation
         return int(values[min(n - 1, max(0, -(-n * q // 100) - 1))]) if n else 0
+
     calls = np.zeros(len(e), bool)
     calls[call[known]] = True
     lost = ~known
-    return Launches(n, int(lost.sum()), int(e.dur_ns[gpu[lost]].sum()), int((lost & kernel).sum()), int(e.dur_ns[gpu[lost & kernel]].sum()),
-                    int(short.sum()), int(e.dur_ns[gpu[short]].sum()), rank_of(delay, 50), rank_of(delay, 95), rank_of(queue, 50),
-                    int(queue[-1]) if n else 0, int(e.dur_ns[calls].sum()), links.ambiguous)
+    return Launches(
+        n,
+        int(lost.sum()),
+        int(e.dur_ns[gpu[lost]].sum()),
+        int((lost & kernel).sum()),
+        int(e.dur_ns[gpu[lost & kernel]].sum()),
+        int(short.sum()),
+        int(e.dur_ns[gpu[short]].sum()),
+        rank_of(delay, 50),
+        rank_of(delay, 95),
+        rank_of(queue, 50),
+        int(queue[-1]) if n else 0,
+        int(e.dur_ns[calls].sum()),
+        links.ambiguous,
+    )
 
 
 def syncs(rank: Rank, links: Links) -> tuple[Sync, ...]:
@@ -265,7 +323,9 @@ def syncs(rank: Rank, links: Links) -> tuple[Sync, ...]:
         op = np.where(position >= 0, e.name[links.ops.rows[position]], -1)
         stack = np.where(position >= 0, links.ops.inherited(e.stack[links.ops.rows], -1)[position], -1)
     named = np.flatnonzero(np.isin(e.name, [i for i, n in enumerate(rank.names) if n in ITEM_OPS])) if len(e) else rows
-    keys = np.concatenate((np.stack((e.name[rows], op, stack), 1), np.stack((e.name[named], np.full(len(named), -1), e.stack[named]), 1)))
+    keys = np.concatenate(
+        (np.stack((e.name[rows], op, stack), 1), np.stack((e.name[named], np.full(len(named), -1), e.stack[named]), 1))
+    )
     if not len(keys):
         return ()
     dur = e.dur_ns[np.concatenate((rows, named))]
@@ -273,14 +333,25 @@ def syncs(rank: Rank, links: Links) -> tuple[Sync, ...]:
     index = index.reshape(-1)
     total, most = sums(index, dur, len(used)), np.zeros(len(used), np.int64)
     np.maximum.at(most, index, dur)
-    return tuple(Sync(rank.names[used[i][0]], rank.names[used[i][1]] if used[i][1] >= 0 else "", _line(rank, int(used[i][2])), int(count[i]), int(total[i]), int(most[i]))
-                 for i in np.argsort(-total, kind="stable").tolist())
+    return tuple(
+        Sync(
+            rank.names[used[i][0]],
+            rank.names[used[i][1]] if used[i][1] >= 0 else "",
+            _line(rank, int(used[i][2])),
+            int(count[i]),
+            int(total[i]),
+            int(most[i]),
+        )
+        for i in np.argsort(-total, kind="stable").tolist()
+    )
 
 
 def _line(rank: Rank, text: int) -> str:
     """The user's own line of a recorded stack: the innermost frame outside Python's packages."""
     frames = rank.texts[text].strip('"').split(";") if text >= 0 else []
-    return next((f for f in frames if "site-packages" not in f and "dist-packages" not in f and f), frames[0] if frames else "")
+    return next(
+        (f for f in frames if "site-packages" not in f and "dist-packages" not in f and f), frames[0] if frames else ""
+    )
 
 
 def copies(rank: Rank, links: Links) -> tuple[Copy, ...]:
@@ -288,12 +359,22 @@ def copies(rank: Rank, links: Links) -> tuple[Copy, ...]:
     e = rank.events
     mine = np.flatnonzero(e.cat[links.gpu] == MEMCPY)
     rows, call = links.gpu[mine], links.call[mine]
-    size = np.where((e.bytes[rows] < 0) & (call >= 0), e.bytes[np.maximum(call, 0)], e.bytes[rows]) if len(rows) else rows
+    size = (
+        np.where((e.bytes[rows] < 0) & (call >= 0), e.bytes[np.maximum(call, 0)], e.bytes[rows]) if len(rows) else rows
+    )
     found = []
     for name in np.flatnonzero(np.bincount(e.name[rows])).tolist() if len(rows) else []:
         of = e.name[rows] == name
         ns = int(e.dur_ns[rows[of]].sum())
         known = bool((size[of] >= 0).all())
         amount = int(size[of].sum()) if known else None
-        found.append(Copy(rank.names[name].removeprefix("Memcpy "), int(of.sum()), ns, amount, amount / ns if known and ns else None))
+        found.append(
+            Copy(
+                rank.names[name].removeprefix("Memcpy "),
+                int(of.sum()),
+                ns,
+                amount,
+                amount / ns if known and ns else None,
+            )
+        )
     return tuple(sorted(found, key=lambda c: -c.total_ns))

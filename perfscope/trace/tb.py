@@ -32,22 +32,29 @@ from typing import Any, Iterator
 
 from perfscope.errors import EnvironmentError_, UsageError
 
-VERSION = 1                     # of the repair; part of the mark in the copy
-MARK = "perfscopeRepaired"      # top-level key of a copy: {"version": 1, "of": name of the original}
-CHUNK = 1 << 20                 # characters read at a time
-LONGEST = 1 << 20               # characters: no event is longer; what cannot be decoded within that is damaged
-PREFIX = "perfscope:"           # of the record_function names that perfscope.trace.record writes
+VERSION = 1  # of the repair; part of the mark in the copy
+MARK = "perfscopeRepaired"  # top-level key of a copy: {"version": 1, "of": name of the original}
+CHUNK = 1 << 20  # characters read at a time
+LONGEST = 1 << 20  # characters: no event is longer; what cannot be decoded within that is damaged
+PREFIX = "perfscope:"  # of the record_function names that perfscope.trace.record writes
 
 STEP = re.compile(r"ProfilerStep#\d+", re.ASCII)
 LAUNCH = re.compile(r"(cuda|hip|xpu|mtia|privateuse1)?_?(runtime|driver)", re.ASCII)
 LOADER = ("enumerate(DataLoader)#", "enumerate(DataPipe)#")
 AS_OPERATOR = (*LOADER, "Optimizer.", "DistributedDataParallel.forward", "DataParallel.forward", PREFIX)
 #: Newer names of collectives -> the five that the plugin knows (`NcclOpNameSet`); order matters.
-COLLECTIVES = (("reduce_scatter", "reduce_scatter"), ("all_gather", "all_gather"), ("allgather", "all_gather"),
-               ("all_reduce", "all_reduce"), ("allreduce", "all_reduce"), ("broadcast", "broadcast"), ("reduce", "reduce"))
+COLLECTIVES = (
+    ("reduce_scatter", "reduce_scatter"),
+    ("all_gather", "all_gather"),
+    ("allgather", "all_gather"),
+    ("all_reduce", "all_reduce"),
+    ("allreduce", "all_reduce"),
+    ("broadcast", "broadcast"),
+    ("reduce", "reduce"),
+)
 BOUNDARY = re.compile(r"\}\s*,\s*(?=\{)")
 LONE_BACKSLASH = re.compile(r'\\(?!["\\/bfnrt]|u[0-9a-fA-F]{4})')
-DECODER = json.JSONDecoder(strict=False)        # control characters inside strings are let through
+DECODER = json.JSONDecoder(strict=False)  # control characters inside strings are let through
 SPACE = re.compile(r"[\s,\ufeff]*")
 
 
@@ -61,10 +68,10 @@ class _Text:
         while not self.ended and len(self.buffer) - self.at < n:
             try:
                 more = self.stream.read(CHUNK)
-            except (OSError, EOFError, zlib.error) as e:       # a truncated or damaged gzip: what came before counts
+            except (OSError, EOFError, zlib.error) as e:  # a truncated or damaged gzip: what came before counts
                 more, self.broken = "", f"the compressed data ends in error ({e})"
             self.ended = not more
-            self.buffer, self.at = self.buffer[self.at:] + more, 0
+            self.buffer, self.at = self.buffer[self.at :] + more, 0
 
     def skip_space(self) -> str:
         """The next character that is neither white space nor a comma, "" at the end; not consumed."""
@@ -72,7 +79,7 @@ class _Text:
             self.ahead(LONGEST)
             self.at = SPACE.match(self.buffer, self.at).end()
             if self.at < len(self.buffer) or self.ended:
-                return self.buffer[self.at:self.at + 1]
+                return self.buffer[self.at : self.at + 1]
 
     def value(self) -> Any:
         """The JSON value here. ValueError if there is none."""
@@ -140,10 +147,15 @@ def stream(path: Path, metadata: dict, damage: Damage) -> Iterator[dict]:
         elif first == "{":
             text.at += 1
             if not (yield from _object(text, metadata, damage)):
-                raise UsageError(f"{path} is not a PyTorch trace: it has no traceEvents", "Give a .pt.trace.json or .json.gz of torch.profiler.")
+                raise UsageError(
+                    f"{path} is not a PyTorch trace: it has no traceEvents",
+                    "Give a .pt.trace.json or .json.gz of torch.profiler.",
+                )
         else:
-            raise UsageError(f"{path} is not a PyTorch trace" + (": it is empty" if not first else ""),
-                             "Give a .pt.trace.json or .json.gz of torch.profiler.")
+            raise UsageError(
+                f"{path} is not a PyTorch trace" + (": it is empty" if not first else ""),
+                "Give a .pt.trace.json or .json.gz of torch.profiler.",
+            )
 
 
 def _object(text: _Text, metadata: dict, damage: Damage):
@@ -196,7 +208,7 @@ def _mended(text: _Text, damage: Damage, why: str) -> dict | None:
     """Past an event that does not decode: mended if only a backslash is wrong, else left out."""
     end = BOUNDARY.search(text.buffer, text.at)
     stop = end.start() + 1 if end else len(text.buffer)
-    piece, text.at = text.buffer[text.at:stop], stop
+    piece, text.at = text.buffer[text.at : stop], stop
     try:
         return DECODER.raw_decode(LONE_BACKSLASH.sub(r"\\\\", piece))[0]
     except (ValueError, RecursionError):
@@ -211,16 +223,20 @@ class Survey:
     metadata: dict = field(default_factory=dict)
     damage: Damage = field(default_factory=Damage)
     events: int = 0
-    steps: list = field(default_factory=list)           # names of the host's ProfilerSteps
-    parts: dict = field(default_factory=dict)           # perfscope part -> number of annotations
-    counts: dict = field(default_factory=dict)          # ops, kernels, copies, launches, shapes, stacks, modules, memory, loaders
-    communication: dict = field(default_factory=dict)   # id of record_param_comms -> id of the annotation inside it
+    steps: list = field(default_factory=list)  # names of the host's ProfilerSteps
+    parts: dict = field(default_factory=dict)  # perfscope part -> number of annotations
+    counts: dict = field(
+        default_factory=dict
+    )  # ops, kernels, copies, launches, shapes, stacks, modules, memory, loaders
+    communication: dict = field(default_factory=dict)  # id of record_param_comms -> id of the annotation inside it
 
 
 def survey(path: Path) -> Survey:
     """One pass over a trace. UsageError if it is none."""
     found = Survey()
-    count = dict.fromkeys(("ops", "kernels", "copies", "launches", "shapes", "stacks", "modules", "memory", "loaders"), 0)
+    count = dict.fromkeys(
+        ("ops", "kernels", "copies", "launches", "shapes", "stacks", "modules", "memory", "loaders"), 0
+    )
     collectives: dict[Any, list] = {}
     around: list = []
     for e in stream(Path(path), found.metadata, found.damage):
@@ -235,7 +251,7 @@ def survey(path: Path) -> Survey:
             if STEP.fullmatch(name):
                 found.steps.append(name)
             elif name.startswith(PREFIX):
-                found.parts[name[len(PREFIX):]] = found.parts.get(name[len(PREFIX):], 0) + 1
+                found.parts[name[len(PREFIX) :]] = found.parts.get(name[len(PREFIX) :], 0) + 1
             elif name.startswith(LOADER):
                 count["loaders"] += 1
             elif category != "user_annotation":
@@ -311,7 +327,7 @@ def repaired(event: dict, communication: dict) -> dict | None:
     if event["cat"].lower() in ("cpu_op", "operator", "runtime", "python_function", "user_annotation", "python"):
         tid = event.get("tid")
         if not isinstance(tid, int) and not (isinstance(tid, str) and tid.isascii() and tid.isdigit()):
-            event["tid"] = zlib.crc32(str(tid).encode())        # it calls int() on every host thread
+            event["tid"] = zlib.crc32(str(tid).encode())  # it calls int() on every host thread
     return event
 
 
@@ -338,7 +354,10 @@ def repair(source: Path, target: Path, found: Survey | None = None) -> Survey:
     """
     found = found or survey(source)
     damage = Damage()
-    head = {MARK: {"version": VERSION, "of": Path(source).name}, **{k: v for k, v in found.metadata.items() if k != MARK}}
+    head = {
+        MARK: {"version": VERSION, "of": Path(source).name},
+        **{k: v for k, v in found.metadata.items() if k != MARK},
+    }
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -355,7 +374,9 @@ def repair(source: Path, target: Path, found: Survey | None = None) -> Survey:
             out.write("\n]}")
         os.replace(partial, target)
     except OSError as e:
-        raise EnvironmentError_(f"cannot write {target}: {e.strerror or e}", "Make room on the disk, or set TMPDIR to another folder.") from None
+        raise EnvironmentError_(
+            f"cannot write {target}: {e.strerror or e}", "Make room on the disk, or set TMPDIR to another folder."
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
     found.damage = damage

@@ -19,16 +19,17 @@ from typing import BinaryIO, Iterator
 from perfscope.errors import TraceError
 
 try:
-    from isal import isal_zlib as _zlib          # three times as fast as the standard library
+    from isal import isal_zlib as _zlib  # three times as fast as the standard library
+
     _ERRORS: tuple = (zlib.error, _zlib.IsalError)
 except ImportError:
     _zlib, _ERRORS = zlib, (zlib.error,)
 
-CHUNK = 1 << 18             # text at a time: its thousand events stay in the second-level cache (1 MB costs 15 % more CPU)
-PACKED = 1 << 14            # compressed bytes handed over at a time: what a damaged place can take with it
-LIMIT = 64 << 30            # text of one file; ten times the largest trace reported in PyTorch's issues
-RATIO = 300                 # real traces shrink 8 to 40 times, one repeated a hundred times 60; a bomb of zeros 1000 times
-RATIO_FROM = 256 << 20      # the ratio is looked at after this much text: small files may be as repetitive as they like
+CHUNK = 1 << 18  # text at a time: its thousand events stay in the second-level cache (1 MB costs 15 % more CPU)
+PACKED = 1 << 14  # compressed bytes handed over at a time: what a damaged place can take with it
+LIMIT = 64 << 30  # text of one file; ten times the largest trace reported in PyTorch's issues
+RATIO = 300  # real traces shrink 8 to 40 times, one repeated a hundred times 60; a bomb of zeros 1000 times
+RATIO_FROM = 256 << 20  # the ratio is looked at after this much text: small files may be as repetitive as they like
 SUFFIXES = (".json", ".json.gz", ".json.gzip")
 
 
@@ -66,7 +67,9 @@ def sources(path) -> list[Source]:
             raise TraceError(f"{here} is empty (0 bytes)", "The profiler did not finish writing it: record it again.")
         return _in_tar(here) if _is_tar(here, head) else [Source(str(here))]
     except FileNotFoundError:
-        raise TraceError(f"there is no file or directory {here}", "Give a .json, .json.gz, a tar or a directory of traces.") from None
+        raise TraceError(
+            f"there is no file or directory {here}", "Give a .json, .json.gz, a tar or a directory of traces."
+        ) from None
     except OSError as e:
         raise TraceError(f"cannot open {here}: {e.strerror or e}", "Check the path and its permissions.") from None
 
@@ -94,7 +97,9 @@ def _in_tar(path: Path) -> list[Source]:
         with tarfile.open(path) as tar:
             names = [m.name for m in tar if m.isfile() and m.name.endswith(SUFFIXES)]
     except (tarfile.TarError, EOFError, *_ERRORS) as e:
-        raise TraceError(f"{path} is a damaged tar archive: {e}", "Unpack what is left of it and give the directory.") from None
+        raise TraceError(
+            f"{path} is a damaged tar archive: {e}", "Unpack what is left of it and give the directory."
+        ) from None
     if not names:
         raise TraceError(f"{path} holds no .json or .json.gz file", "Give a tar of the ranks' traces.")
     return [Source(str(path), n) for n in sorted(names, key=_natural)]
@@ -129,14 +134,21 @@ def _unpacked(stream: BinaryIO, source: Source, broken: list[Break], limit: int)
     read = _reader(stream, broken)
     first = read(512)
     if not first:
-        raise TraceError(f"{source.label} is empty (0 bytes)", "The profiler did not finish writing it: record it again.")
+        raise TraceError(
+            f"{source.label} is empty (0 bytes)", "The profiler did not finish writing it: record it again."
+        )
     if first[:2] == b"\x1f\x8b":
         yield from _gunzip(first, read, source, broken, limit)
         return
     if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise TraceError(f"{source.label} is UTF-16, not UTF-8", "PowerShell's > writes UTF-16: convert it, or copy the file instead.")
+        raise TraceError(
+            f"{source.label} is UTF-16, not UTF-8",
+            "PowerShell's > writes UTF-16: convert it, or copy the file instead.",
+        )
     if first[:4] in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or first[:3] == b"BZh":
-        raise TraceError(f"{source.label} is compressed in a way that is not read here", "Unpack it first, or use gzip.")
+        raise TraceError(
+            f"{source.label} is compressed in a way that is not read here", "Unpack it first, or use gzip."
+        )
     size = 0
     piece = first
     while piece:
@@ -154,6 +166,7 @@ def _reader(stream: BinaryIO, broken: list[Break]):
         except (OSError, EOFError, tarfile.TarError, *_ERRORS) as e:
             broken.append(Break(-1, f"the file cannot be read to its end ({e})"))
             return b""
+
     return read
 
 
@@ -167,7 +180,9 @@ def _gunzip(packed: bytes, read, source: Source, broken: list[Break], limit: int
             packed = read(PACKED)
             if not packed:
                 if not engine.eof:
-                    broken.append(Break(size, "the gzip stream breaks off: the file was cut, or is still being written"))
+                    broken.append(
+                        Break(size, "the gzip stream breaks off: the file was cut, or is still being written")
+                    )
                 break
             taken += len(packed)
         try:
@@ -198,5 +213,7 @@ def _gunzip(packed: bytes, read, source: Source, broken: list[Break], limit: int
 
 
 def _too_long(source: Source, size: int) -> TraceError:
-    return TraceError(f"{source.label} unpacks to more than {size / 1e9:.1f} GB: stopped, it looks like a decompression bomb",
-                      "If it is a real trace, raise the limit: read(..., limit_bytes=...) or --limit-gb.")
+    return TraceError(
+        f"{source.label} unpacks to more than {size / 1e9:.1f} GB: stopped, it looks like a decompression bomb",
+        "If it is a real trace, raise the limit: read(..., limit_bytes=...) or --limit-gb.",
+    )

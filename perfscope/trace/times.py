@@ -6,7 +6,9 @@ import numpy as np
 
 from perfscope.trace.decode import LARGEST_US, nanoseconds
 
-EXACT_BELOW = float(1 << 43)    # microseconds whose nanoseconds a float64 still tells apart (half a unit in the last place: 0.49 ns)
+EXACT_BELOW = float(
+    1 << 43
+)  # microseconds whose nanoseconds a float64 still tells apart (half a unit in the last place: 0.49 ns)
 
 
 def integers(values: list, dtype=np.int64) -> np.ndarray:
@@ -15,7 +17,10 @@ def integers(values: list, dtype=np.int64) -> np.ndarray:
         return np.array(values, dtype)
     except (TypeError, ValueError, OverflowError):
         top = np.iinfo(dtype).max
-        whole = [int(v) if isinstance(v, (int, float)) or isinstance(v, str) and v.isdigit() and len(v) < 19 else -1 for v in values]
+        whole = [
+            int(v) if isinstance(v, (int, float)) or isinstance(v, str) and v.isdigit() and len(v) < 19 else -1
+            for v in values
+        ]
         return np.array([v if abs(v) <= top else -1 for v in whole], dtype)
 
 

@@ -31,10 +31,10 @@ from perfscope.trace import tb
 
 HOST = "127.0.0.1"
 PERFETTO = "https://ui.perfetto.dev"
-PERFETTO_PORT = 9001        # the one port that ui.perfetto.dev may fetch from: its content security policy names it
-PATIENCE_S = 120.0          # until TensorBoard answers; it imports for 5 s on a quiet machine
-KILL_AFTER_S = 10.0         # a child that was told to end and has not
-MOST_FILES = 1000           # of one folder that are looked into
+PERFETTO_PORT = 9001  # the one port that ui.perfetto.dev may fetch from: its content security policy names it
+PATIENCE_S = 120.0  # until TensorBoard answers; it imports for 5 s on a quiet machine
+KILL_AFTER_S = 10.0  # a child that was told to end and has not
+MOST_FILES = 1000  # of one folder that are looked into
 NEEDED = {"tensorboard": "tensorboard>=2.21", "torch_tb_profiler": "torch-tb-profiler==0.4.3", "pandas": "pandas"}
 SUFFIX = re.compile(r"(\.pt)?(\.trace)?\.json(\.gz)?$")
 
@@ -59,7 +59,10 @@ def look(path) -> Found:
         if is_record(path):
             return Found(records=[(path.resolve().parent.name or "run", path)])
         if not tb.looks_like_trace(path):
-            raise UsageError(f"{path} is neither a PyTorch trace nor a run.json", "A trace ends in .json or .json.gz; unpack a .tar first.")
+            raise UsageError(
+                f"{path} is neither a PyTorch trace nor a run.json",
+                "A trace ends in .json or .json.gz; unpack a .tar first.",
+            )
         return Found(traces=[(SUFFIX.sub("", path.name) or "trace", path)])
     found, copies = Found(), []
     for file in _files(path):
@@ -70,9 +73,14 @@ def look(path) -> Found:
             mark = tb.mark_of(file)
             copies.append((name, file, mark["of"])) if mark else found.traces.append((name, file))
     originals = {f.resolve().parent / f.name for _, f in found.traces}
-    found.traces.extend((n, f) for n, f, of in copies if not {f.resolve().parent / of, f.resolve().parent.parent / of} & originals)
+    found.traces.extend(
+        (n, f) for n, f, of in copies if not {f.resolve().parent / of, f.resolve().parent.parent / of} & originals
+    )
     if not found.traces and not found.records:
-        raise UsageError(f"there is neither a PyTorch trace nor a run.json in {path}", "Record one: perfscope trace record --model resnet9")
+        raise UsageError(
+            f"there is neither a PyTorch trace nor a run.json in {path}",
+            "Record one: perfscope trace record --model resnet9",
+        )
     return found
 
 
@@ -104,7 +112,9 @@ def log_directory(found: Found, folder: Path, say: Callable[[str], None] = lambd
     for i, (name, trace) in enumerate(found.traces):
         run = folder / name
         worker = SUFFIX.sub("", trace.name) or f"trace_{i}"
-        worker = worker if re.search(r"_\d+(\.\d+)?$", worker) else f"{worker}_0"       # "<node>_<process>" in its distributed view
+        worker = (
+            worker if re.search(r"_\d+(\.\d+)?$", worker) else f"{worker}_0"
+        )  # "<node>_<process>" in its distributed view
         target = run / f"{worker}.pt.trace.json.gz"
         run.mkdir(parents=True, exist_ok=True)
         if tb.mark_of(trace):
@@ -143,15 +153,20 @@ def missing_packages() -> list[str]:
 
 
 @contextlib.contextmanager
-def tensorboard(found: Found, port: int = 0, say: Callable[[str], None] = lambda text: None) -> Iterator[tuple[str, subprocess.Popen]]:
+def tensorboard(
+    found: Found, port: int = 0, say: Callable[[str], None] = lambda text: None
+) -> Iterator[tuple[str, subprocess.Popen]]:
     """TensorBoard on `found`: (its URL, its process), once it answers; ended and cleaned up on the way out.
 
     port 0: a free one. EnvironmentError_ if a package is missing, the port is taken, or it does not start.
     """
     lacking = missing_packages()
     if lacking:
-        raise EnvironmentError_(f"the view needs {', '.join(p.split('=')[0].rstrip('>') for p in lacking)}, which "
-                                f"{'is' if len(lacking) == 1 else 'are'} not installed", f"pip install {' '.join(repr(p) for p in lacking)}")
+        raise EnvironmentError_(
+            f"the view needs {', '.join(p.split('=')[0].rstrip('>') for p in lacking)}, which "
+            f"{'is' if len(lacking) == 1 else 'are'} not installed",
+            f"pip install {' '.join(repr(p) for p in lacking)}",
+        )
     port = port or free_port()
     check_port(port)
     with tempfile.TemporaryDirectory(prefix="perfscope-view-", ignore_cleanup_errors=True) as scratch:
@@ -160,11 +175,33 @@ def tensorboard(found: Found, port: int = 0, say: Callable[[str], None] = lambda
         say(f"preparing {len(found.traces)} trace{'s' * (len(found.traces) != 1)} for TensorBoard")
         log_directory(found, logs, say)
         said = Path(scratch) / "tensorboard.log"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
-                       "TORCH_PROFILER_LOG_LEVEL": os.environ.get("TORCH_PROFILER_LOG_LEVEL", "ERROR"), "TMPDIR": scratch}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
+            "TORCH_PROFILER_LOG_LEVEL": os.environ.get("TORCH_PROFILER_LOG_LEVEL", "ERROR"),
+            "TMPDIR": scratch,
+        }
         with open(said, "wb") as log:
-            child = subprocess.Popen([sys.executable, "-m", "perfscope.tensorboard", "--logdir", str(logs), "--host", HOST, "--port", str(port),
-                                      "--load_fast", "false"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
+            child = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "perfscope.tensorboard",
+                    "--logdir",
+                    str(logs),
+                    "--host",
+                    HOST,
+                    "--port",
+                    str(port),
+                    "--load_fast",
+                    "false",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
         try:
             url = f"http://{HOST}:{port}/"
             _await(url, child, said)
@@ -177,14 +214,21 @@ def _await(url: str, child: subprocess.Popen, said: Path) -> None:
     begin = time.monotonic()
     while True:
         if child.poll() is not None:
-            raise EnvironmentError_(f"TensorBoard stopped with exit code {child.returncode}", "Try: python -m tensorboard.main --version",
-                                    said.read_text(errors="replace")[-2000:])
+            raise EnvironmentError_(
+                f"TensorBoard stopped with exit code {child.returncode}",
+                "Try: python -m tensorboard.main --version",
+                said.read_text(errors="replace")[-2000:],
+            )
         try:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5):
                 return
         except (OSError, urllib.error.URLError):
             if time.monotonic() - begin > PATIENCE_S:
-                raise EnvironmentError_(f"TensorBoard did not answer within {PATIENCE_S:.0f} s", "", said.read_text(errors="replace")[-2000:]) from None
+                raise EnvironmentError_(
+                    f"TensorBoard did not answer within {PATIENCE_S:.0f} s",
+                    "",
+                    said.read_text(errors="replace")[-2000:],
+                ) from None
             time.sleep(0.1)
 
 
@@ -208,6 +252,7 @@ def end(child: subprocess.Popen) -> None:
 
 
 def free_port() -> int:
+    """A port of the loopback address that nobody uses now."""
     with socket.socket() as s:
         s.bind((HOST, 0))
         return s.getsockname()[1]
@@ -222,7 +267,9 @@ def check_port(port: int) -> None:
         try:
             s.bind((HOST, port))
         except OSError as e:
-            raise EnvironmentError_(f"port {port} cannot be used: {e.strerror or e}", "Give another with --port, or 0 for a free one.") from None
+            raise EnvironmentError_(
+                f"port {port} cannot be used: {e.strerror or e}", "Give another with --port, or 0 for a free one."
+            ) from None
 
 
 @contextlib.contextmanager
@@ -238,6 +285,7 @@ def until_told() -> Iterator[threading.Event]:
 
 
 # ---------------------------------------------------------------- Perfetto
+
 
 class _Files(http.server.BaseHTTPRequestHandler):
     """Gives the known files to ui.perfetto.dev, and to nobody else: the origin and the host name are fixed."""
@@ -266,9 +314,15 @@ class _Files(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, status: int, length: int) -> None:
         self.send_response(status)
-        for name, value in (("Access-Control-Allow-Origin", PERFETTO), ("Access-Control-Allow-Methods", "GET, HEAD"),
-                            ("Access-Control-Allow-Private-Network", "true"), ("Cache-Control", "no-cache"), ("Vary", "Origin"),
-                            ("Content-Type", "application/octet-stream"), ("Content-Length", str(length))):
+        for name, value in (
+            ("Access-Control-Allow-Origin", PERFETTO),
+            ("Access-Control-Allow-Methods", "GET, HEAD"),
+            ("Access-Control-Allow-Private-Network", "true"),
+            ("Cache-Control", "no-cache"),
+            ("Vary", "Origin"),
+            ("Content-Type", "application/octet-stream"),
+            ("Content-Length", str(length)),
+        ):
             self.send_header(name, value)
         self.end_headers()
 
@@ -280,15 +334,23 @@ class _Files(http.server.BaseHTTPRequestHandler):
 def perfetto(found: Found, port: int = 0) -> Iterator[list[str]]:
     """Serves the traces to ui.perfetto.dev while entered: one link for each. port 0: 9001, the one that it may read from."""
     if not found.traces:
-        raise UsageError("there is no trace to show in Perfetto", "A run.json has none: give a trace, or record one with perfscope trace record.")
+        raise UsageError(
+            "there is no trace to show in Perfetto",
+            "A run.json has none: give a trace, or record one with perfscope trace record.",
+        )
     check_port(port or PERFETTO_PORT)
     server = http.server.ThreadingHTTPServer((HOST, port or PERFETTO_PORT), _Files)
     server.daemon_threads = True
-    server.files = {trace.name if len(found.traces) == 1 else f"{i}-{trace.name}": trace for i, (_, trace) in enumerate(found.traces)}
+    server.files = {
+        trace.name if len(found.traces) == 1 else f"{i}-{trace.name}": trace
+        for i, (_, trace) in enumerate(found.traces)
+    }
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield [f"{PERFETTO}/#!/?url=http://{HOST}:{server.server_port}/{urllib.parse.quote(name)}" for name in server.files]
+        yield [
+            f"{PERFETTO}/#!/?url=http://{HOST}:{server.server_port}/{urllib.parse.quote(name)}" for name in server.files
+        ]
     finally:
         server.shutdown()
         server.server_close()
