@@ -115,8 +115,9 @@ def v5_trials(trials: int, share: float = 0.20, seed: int = 1000):
     """Per trial a dict part -> (interval of its change as a share of the plain step, true change).
 
     The ladder is timed plain and with a delay in the activation, both in the same rounds. What the delay costs the whole
-    step is measured beforehand in rounds of its own: a spin also slows what runs after it (by a tenth of its own time on
-    the machine this was written on), and that belongs to it.
+    step is measured beforehand in rounds of its own, because it is not the spin's own time: on the machine this was
+    written on the step grew by about 11 % more than that (0.5, 1 and 2 ms alike; nobody knows why). So V5 shows that the
+    ladder puts a delay where it belongs, not that a spin has the length that was asked for.
     """
     with one_thread():
         bench, found = Bench(), []

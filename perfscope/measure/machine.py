@@ -388,8 +388,8 @@ def contended(columns: dict[str, Sequence[float]], batch_size: int | None = None
                         if share.get(name, 0) > limit)
     return Warned("busy-machine", f"busy-machine: {what} of the cores that this run may use. Intervals get wider and "
                   "milliseconds longer; shares stay valid.",
-                  "Try: stop other work here, or OMP_WAIT_POLICY=PASSIVE: waiting threads then sleep instead of spinning, "
-                  "which made steps on a busy machine three to nine times faster.", batch_size)
+                  "Try: stop other work here, or OMP_WAIT_POLICY=PASSIVE: waiting threads then sleep instead of spinning. "
+                  "That can help a lot on a busy machine, and costs time on an idle one: try both.", batch_size)
 
 
 # ---------------------------------------------------------------- yardstick and memory
