@@ -6,11 +6,9 @@ one that unpacks without end is stopped at a limit.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import tarfile
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,19 +113,6 @@ def chunks(source: Source, broken: list[Break], limit: int | None = None) -> Ite
     else:
         with open(source.path, "rb", buffering=0) as f:
             yield from _unpacked(f, source, broken, limit or LIMIT)
-
-
-def spooled(limit: int) -> str:
-    """Standard input as a temporary file, for a tar that comes through a pipe. The caller removes it."""
-    with tempfile.NamedTemporaryFile(prefix="perfscope-stdin-", delete=False) as f:
-        size = 0
-        while piece := sys.stdin.buffer.read(CHUNK):
-            size += len(piece)
-            if size > limit:
-                os.unlink(f.name)
-                raise TraceError("standard input is longer than the limit", "Raise it with --limit-gb.")
-            f.write(piece)
-    return f.name
 
 
 def _unpacked(stream: BinaryIO, source: Source, broken: list[Break], limit: int) -> Iterator[bytes]:
