@@ -183,7 +183,7 @@ def _measure(model, named_model, options, device, ranks, state, listener) -> Non
         with state.spending("inspection_s"):
             _count(state, lambda: census.inspect_elsewhere(options, fitting[0].batch_size, order))
     listener.stage("measuring this machine's ceilings")
-    dtype = step.DTYPES[options.dtype] or torch.float32
+    dtype = step.DTYPES[prepared.dtype] or torch.float32
     with state.spending("ceilings_s"):
         state.put(ceilings=floor.ceilings(device, dtype))
     ranks.agree(None)
@@ -201,8 +201,7 @@ def _measure(model, named_model, options, device, ranks, state, listener) -> Non
 def _prepared(workload, options: Options, device, ranks: Ranks, keep_original: bool) -> step.Prepared:
     """`step.prepare`, with the errors of the model's and the optimizer's own code shown as theirs."""
     try:
-        return step.prepare(workload, device=device, dtype=options.dtype, memory_format=options.memory_format,
-                            compile=options.compile, cuda_graph=options.cuda_graph, keep_original=keep_original,
+        return step.prepare(step.with_options(workload, options), device=device, keep_original=keep_original,
                             world_size=ranks.size, seed=options.seed)
     except (PerfscopeError, KeyboardInterrupt):
         raise

@@ -61,7 +61,7 @@ def workload_info(prepared: step.Prepared, options: Options) -> WorkloadInfo:
     """What is measured, for the record."""
     w = prepared.workload
     loss = getattr(w.loss, "__name__", type(w.loss).__name__)
-    return WorkloadInfo(name=w.name or options.model, source=w.source, dtype=options.dtype, memory_format=options.memory_format,
-                        compile=options.compile, cuda_graph=options.cuda_graph, input_shape=tuple(w.input_shape), classes=w.classes,
+    return WorkloadInfo(name=w.name or options.model, source=w.source, dtype=prepared.dtype, memory_format=prepared.memory_format,
+                        compile=prepared.compile, cuda_graph=prepared.cuda_graph, input_shape=tuple(w.input_shape), classes=w.classes,
                         parameters=sum(p.numel() for p in prepared.model.parameters()),
                         optimizer=type(prepared.optimizer).__name__, loss=loss, data=w.data_words)

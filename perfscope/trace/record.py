@@ -327,12 +327,8 @@ def record_model(
             return loss(output, target)
 
     prepared = step.prepare(
-        replace(workload, loss=marked_loss),
+        step.with_options(replace(workload, loss=marked_loss), options),
         device=device,
-        dtype=options.dtype,
-        memory_format=options.memory_format,
-        compile=options.compile,
-        cuda_graph=options.cuda_graph,
         keep_original=False,
         world_size=ranks.size,
         seed=options.seed,
@@ -351,11 +347,11 @@ def record_model(
 
     with variant:
         compute = variant.compute
-        if options.cuda_graph:
+        if prepared.cuda_graph:
             captured = step.capture(variant, prepared, batches)
             compute, batches = (lambda inputs, target: captured()), batches
         stage(f"recording {steps} steps of batch {size} after {warmup} to warm up")
-        visible = None if options.compile != "off" or options.cuda_graph else prepared.distributed or prepared.model
+        visible = None if prepared.compile != "off" or prepared.cuda_graph else prepared.distributed or prepared.model
         with record(
             out, steps=steps, warmup=warmup, model=visible, optimizer=prepared.optimizer, rank=ranks.rank, **wanted
         ) as recorder:

@@ -154,8 +154,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     options, parts = options_from(request["options"]), tuple(request["parts"])
     try:
-        prepared = step.prepare(resolve.resolve(options.model, options.input_shape, options.classes), device=options.device,
-                                dtype=options.dtype, memory_format=options.memory_format, keep_original=False)
+        workload = step.with_options(resolve.resolve(options.model, options.input_shape, options.classes), options)
+        prepared = step.prepare(workload, device=options.device, compile="off", cuda_graph=False, keep_original=False)
         batches = step.load_batches(prepared, request["batch_size"])
         step.present_parts(prepared, batches, options.parts)
         inspection = inspect(prepared, batches, parts, parts)

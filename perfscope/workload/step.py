@@ -110,14 +110,18 @@ def _unscale(parameter, factor, kept) -> None:
         parameter.copy_(kept) if kept is not None else parameter.mul_(1 / factor)
 
 
-def prepare(workload: Workload, *, device="cpu", dtype="float32", memory_format="contiguous", compile="off",
-            cuda_graph=False, keep_original=True, world_size=1, seed=0) -> Prepared:
-    """The workload on `device` in its dtype and layout. The caller's own model is left alone if `keep_original`.
+def prepare(workload: Workload, *, device="cpu", dtype=None, memory_format=None, compile=None,
+            cuda_graph=None, keep_original=True, world_size=1, seed=0) -> Prepared:
+    """The workload on `device` in its dtype and layout; how it is run is the workload's own say where it is not given.
+    The caller's own model is left alone if `keep_original`.
 
     Raises UsageError for an unknown dtype or layout, EnvironmentError_ for a device that is not there, WorkloadError
     for an optimizer that cannot be stepped without a closure.
     """
     device = check_device(device)
+    given = {"dtype": dtype, "memory_format": memory_format, "compile": compile, "cuda_graph": cuda_graph}
+    workload = replace(workload, **{k: v for k, v in given.items() if v is not None})
+    dtype, memory_format, compile, cuda_graph = workload.dtype, workload.memory_format, workload.compile, workload.cuda_graph
     for what, value, known in (("dtype", dtype, DTYPES), ("memory format", memory_format, LAYOUTS),
                                ("compile mode", compile, COMPILE_MODES)):
         if value not in known:
@@ -139,6 +143,8 @@ def prepare(workload: Workload, *, device="cpu", dtype="float32", memory_format=
     model.to(device=device, **({"dtype": low} if low else {}))
     if memory_format == "channels_last":
         model.to(memory_format=torch.channels_last)
+    for change in workload.on_model:
+        model = change(model) or model
     if not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -147,16 +153,26 @@ def prepare(workload: Workload, *, device="cpu", dtype="float32", memory_format=
     if isinstance(optimizer, torch.optim.LBFGS):
         raise WorkloadError("LBFGS needs a closure and runs the model several times per step: there is no one step to take apart",
                             "Measure with a first-order optimizer.")
+    for change in workload.on_optimizer:
+        optimizer = change(optimizer) or optimizer
     for group in optimizer.param_groups:
         group["lr"] = torch.full_like(group["lr"], RATE) if isinstance(group["lr"], torch.Tensor) else RATE
         if cuda_graph and "capturable" in group:
             group["capturable"] = True
-    scaler = torch.amp.GradScaler(device.type) if dtype == "amp-half" else None
+    scaled = dtype == "amp-half" if workload.scaler is None else workload.scaler
+    scaler = torch.amp.GradScaler(device.type) if scaled else None
     distributed = None
     if world_size > 1:
         from torch.nn.parallel import DistributedDataParallel
-        distributed = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        distributed = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None, **workload.ddp)
     return Prepared(workload, model, optimizer, device, dtype, memory_format, compile, cuda_graph, scaler, distributed)
+
+
+def with_options(workload: Workload, options) -> Workload:
+    """The workload run as `options` (perfscope.options.Options) say: what differs from their defaults wins over its own."""
+    asked = {name: getattr(options, name) for name in ("dtype", "memory_format", "compile", "cuda_graph")}
+    default = type(options)()
+    return replace(workload, **{name: value for name, value in asked.items() if value != getattr(default, name)})
 
 
 def check_device(device) -> torch.device:
@@ -307,10 +323,12 @@ def make_variant(prepared: Prepared, batches: Batches, keep, all_parts, *, copie
 
     @contextlib.contextmanager
     def context():
-        if operator_parts or out_of_place:
-            with overrides, taking.without_modules(p.model, p.handwritten, operator_parts, out_of_place):
-                yield
-        else:
+        with contextlib.ExitStack() as stack:
+            for own in p.workload.contexts:
+                stack.enter_context(own())
+            if operator_parts or out_of_place:
+                stack.enter_context(overrides)
+                stack.enter_context(taking.without_modules(p.model, p.handwritten, operator_parts, out_of_place))
             yield
     overrides = taking.Overrides([x for x in taking.OPERATOR_PARTS if x not in operator_parts], p.device.type,
                                  copy=copied)
@@ -324,7 +342,7 @@ def make_variant(prepared: Prepared, batches: Batches, keep, all_parts, *, copie
     top_gradient = []
 
     def compute(inputs, target):
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=p.workload.set_to_none)
         with autocast(p):
             output = call_model(forward, inputs)
             loss = loss_fn(output, target) if with_loss else first_tensor(output)
@@ -342,11 +360,17 @@ def make_variant(prepared: Prepared, batches: Batches, keep, all_parts, *, copie
             for parameter, gradient in fill:
                 parameter.grad = gradient
         if with_optimizer:
+            if p.workload.clip is not None:
+                if scaler is not None:
+                    scaler.unscale_(optimizer)
+                p.workload.clip([q for group in optimizer.param_groups for q in group["params"]])
             if scaler is not None:
                 scaler.step(optimizer)
                 scaler.update()
             else:
                 optimizer.step()
+            if p.workload.after_step is not None:
+                p.workload.after_step(loss)
         return loss
 
     def step():
