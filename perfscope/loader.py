@@ -1,0 +1,66 @@
+"""What can be known of an input pipeline without running it: the DataLoader behind it, its workers, its bytes; and its speed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from perfscope.workload.step import Batches
+from perfscope.workload.workload import Workload
+
+TIMED_BATCHES = 3
+
+
+def find(value: Any, depth: int = 4) -> DataLoader | None:
+    """The DataLoader behind an iterator: itself, the one it iterates over, or one that its generator holds."""
+    if isinstance(value, DataLoader):
+        return value
+    if depth == 0:
+        return None
+    inside = list(getattr(getattr(value, "gi_frame", None), "f_locals", {}).values())
+    inside += [c.cell_contents for c in getattr(value, "__closure__", None) or () if c.cell_contents is not value]
+    return next((f for f in (find(v, depth - 1) for v in inside) if f is not None), None)
+
+
+def facts(workload: Workload, batches: Batches) -> dict[str, Any]:
+    """{} without a pipeline. `batch_s` (seconds that fetching one takes, here and now), `batch_bytes`, `pinned`, `device` of its
+    tensors; of a DataLoader `workers`, `pin_memory`, `persistent`, `prefetch`, `dataset` (its class) and `dataset_bytes` (if tensors)."""
+    if workload.data is None or batches.pipeline is None:
+        return {}
+    pair, seconds = None, []
+    for _ in range(TIMED_BATCHES):
+        begin = time.perf_counter()
+        pair = next(batches.pipeline)
+        seconds.append(time.perf_counter() - begin)
+    tensors = list(_tensors(pair))
+    known = {"batch_s": sorted(seconds)[len(seconds) // 2], "batch_bytes": sum(t.numel() * t.element_size() for t in tensors),
+             "pinned": bool(tensors) and torch.cuda.is_available() and all(t.is_pinned() for t in tensors),
+             "device": tensors[0].device.type if tensors else ""}
+    loader = find(batches.pipeline) or find(workload.data)
+    if loader is None:
+        return known
+    held = getattr(loader.dataset, "tensors", None)
+    return known | {"workers": loader.num_workers, "pin_memory": loader.pin_memory, "persistent": loader.persistent_workers,
+                    "prefetch": loader.prefetch_factor, "dataset": type(loader.dataset).__name__, "samples": _length(loader.dataset),
+                    **({"dataset_bytes": sum(t.numel() * t.element_size() for t in held)} if held else {})}
+
+
+def _length(dataset) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _tensors(v)
+    elif isinstance(value, (tuple, list)):
+        for v in value:
+            yield from _tensors(v)
