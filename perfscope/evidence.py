@@ -25,6 +25,7 @@ from perfscope.measure import machine, stats
 from perfscope.measure.clock import Clock, clock_for, step_seconds, timed_steps
 from perfscope.probe import Config, Evidence, ModuleCall, OpCall, Tensor
 from perfscope.registry import PACKAGE
+from perfscope.workload import step
 from perfscope.workload.step import Batches, Prepared, VariantStep, build, present_parts
 
 OBSERVED_STEPS = 5          # steps over which allocations and collections are counted,
@@ -147,7 +148,7 @@ def _sync_lines(variant: VariantStep) -> list[str]:
 
 def record(prepared: Prepared, batches: Batches) -> tuple[tuple[ModuleCall, ...], tuple[OpCall, ...]]:
     """The module calls and the operators of one training step. A compiled or captured workload is seen as it is eagerly."""
-    eager = replace(prepared, compile="off", cuda_graph=False)
+    eager = step.eager(prepared)
     seen = _Seen(eager)
     w = eager.workload
     watched = replace(eager, workload=replace(w, loss=seen.during("loss", w.loss, then="backward"), clip=w.clip and seen.during("clip", w.clip),

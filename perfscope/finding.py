@@ -6,11 +6,11 @@ Shares are fractions of the step, seconds are per step, changes are ln(cured/bef
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from perfscope.measure.stats import Interval
-from perfscope.record import Round, Run, Warned, from_dict, to_dict
+from perfscope.record import Round
 
 
 @dataclass(frozen=True)
@@ -110,53 +110,3 @@ class Trial:
     text: str = ""                              # what the cure does, in a sentence
     code: str = ""
     extra: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """What `fix` did: every trial in order, and the final stack against the original."""
-
-    batch_size: int = 0
-    trials: tuple[Trial, ...] = ()
-    kept: tuple[str, ...] = ()
-    final: Trial | None = None                  # the whole stack against the original, measured again
-    step_before: Interval | None = None         # seconds
-    step_after: Interval | None = None
-    floor_s: float | None = None
-    patch: str = ""                             # a unified diff, or ""
-    code: str = ""                              # the lines to add
-    confirmed: dict[str, Any] = field(default_factory=dict)     # of --confirm
-    extra: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What `diagnose` found, and what it could not look at."""
-
-    batch_size: int = 0
-    step: Interval | None = None                # seconds, quick look
-    findings: tuple[Finding, ...] = ()
-    probes: tuple[str, ...] = ()                # that ran
-    silent: tuple[str, ...] = ()                # that ran and found nothing
-    failed: dict[str, str] = field(default_factory=dict)        # probe -> its own error
-    skipped: dict[str, str] = field(default_factory=dict)       # probe -> why it could not run
-    suppressed: tuple[str, ...] = ()
-    rounds: tuple[Round, ...] = ()              # of the quick look: "before" and one variant per cure
-    warnings: tuple[Warned, ...] = ()
-    own_cost: dict[str, float] = field(default_factory=dict)
-    extra: dict = field(default_factory=dict)
-
-
-def keep(run: Run, name: str, value: Any) -> Run:
-    """The run with a "diagnosis" or "treatment" in its record."""
-    return replace(run, extra={**run.extra, name: to_dict(value)})
-
-
-def diagnosis_of(run: Run) -> Diagnosis | None:
-    """What `diagnose` found, from its record. Raises TypeError or KeyError if that part of the record was damaged."""
-    return from_dict(Diagnosis, run.extra["diagnosis"]) if "diagnosis" in run.extra else None
-
-
-def treatment_of(run: Run) -> Treatment | None:
-    """What `fix` did, from its record. Raises TypeError or KeyError if that part of the record was damaged."""
-    return from_dict(Treatment, run.extra["treatment"]) if "treatment" in run.extra else None

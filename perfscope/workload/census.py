@@ -6,18 +6,12 @@ Counting leaves compiled models slow and a profiler leaves its process slow, so 
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perfscope.errors import PerfscopeError, WorkloadError
+from perfscope import elsewhere
 from perfscope.measure.floor import count_layers, flops
 from perfscope.options import Options, options_from
 from perfscope.record import Inspection, from_dict, to_dict
@@ -134,35 +128,21 @@ def different_work(inspection: Inspection) -> str:
 
 def inspect_elsewhere(options: Options, batch_size: int, parts) -> Inspection:
     """`inspect` in a new process, for workloads that a name stands for. Raises what went wrong there."""
-    environment = {k: v for k, v in os.environ.items()
-                   if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])])
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "inspection.json"
-        request = {"options": options.as_dict(), "batch_size": batch_size, "parts": list(parts)}
-        done = subprocess.run([sys.executable, "-m", "perfscope.workload.census", str(out)], input=json.dumps(request),
-                              text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-        if done.returncode or not out.exists():
-            raise WorkloadError(f"counting operations in a process of its own failed (exit {done.returncode})",
-                                "Times are not affected; FLOPs, floor and census are missing.", done.stderr[-4000:])
-        return from_dict(Inspection, json.loads(out.read_text()))
+    request = {"options": options.as_dict(), "batch_size": batch_size, "parts": list(parts)}
+    return from_dict(Inspection, elsewhere.ask("perfscope.workload.census", request, "counting operations"))
 
 
-def main() -> None:
+def answer(request: dict) -> dict:
+    """What the process of its own does: the Inspection that was asked for, as a dictionary."""
     from perfscope.workload import resolve, step
 
-    request = json.load(sys.stdin)
     options, parts = options_from(request["options"]), tuple(request["parts"])
-    try:
-        workload = step.with_options(resolve.resolve(options.model, options.input_shape, options.classes), options)
-        prepared = step.prepare(workload, device=options.device, compile="off", cuda_graph=False, keep_original=False)
-        batches = step.load_batches(prepared, request["batch_size"])
-        step.present_parts(prepared, batches, options.parts)
-        inspection = inspect(prepared, batches, parts, parts)
-    except PerfscopeError as e:
-        sys.exit(f"{e.message}\n{e.detail}")
-    Path(sys.argv[1]).write_text(json.dumps(to_dict(inspection)))
+    workload = step.with_options(resolve.resolve(options.model, options.input_shape, options.classes), options)
+    prepared = step.prepare(workload, device=options.device, compile="off", cuda_graph=False, keep_original=False)
+    batches = step.load_batches(prepared, request["batch_size"])
+    step.present_parts(prepared, batches, options.parts)
+    return to_dict(inspect(prepared, batches, parts, parts))
 
 
 if __name__ == "__main__":
-    main()
+    elsewhere.serve(answer)

@@ -387,6 +387,11 @@ def make_variant(prepared: Prepared, batches: Batches, keep, all_parts, *, copie
     return VariantStep(variant_name(keep), keep, step, compute, context, fill, copied=copied, out_of_place=out_of_place)
 
 
+def eager(prepared: Prepared) -> Prepared:
+    """The same without compiling or capturing: to look at what runs."""
+    return replace(prepared, compile="off", cuda_graph=False)
+
+
 def build(prepared: Prepared, batches: Batches, keep, all_parts, expected=None) -> VariantStep:
     """A variant that has run once. Where handing through collides with in-place writes, it falls back, and says so.
 

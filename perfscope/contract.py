@@ -1,0 +1,147 @@
+"""What every probe has to keep: silent on a healthy step, fires on its own plant, and its cure takes the plant away.
+
+Used by tests/test_probes.py, benchmarks/detection.py and `perfscope list probes --check`. The subjects are small and healthy:
+channels_last, a fused optimizer, batches that are loaded already, sizes that are multiples of 8, mixed precision where
+the processor has it. A probe names its subject with SUBJECT ("conv" unless said otherwise).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from perfscope import probing
+from perfscope.measure import machine
+from perfscope.probe import Evidence
+from perfscope.workload import Workload, step
+from perfscope.workload.data import image_batch, token_batch
+
+BATCH = 8
+WIDTH, SIDE, CLASSES = 16, 16, 16
+CONTEXT, VOCABULARY, HEADS = 16, 64, 2
+
+
+class Conv(nn.Module):
+    """Two blocks of convolution, batch norm and ReLU, a pool, a linear head: (n, 8, 16, 16) -> (n, 16)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(8, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)
+        self.conv2, self.norm2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.norm1(self.conv1(x))), 2)
+        x = F.relu(self.norm2(self.conv2(x)))
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Transformer(nn.Module):
+    """One pre-norm block on tokens (n, 16) -> (n, 16, 64)."""
+
+    def __init__(self, dim=32):
+        super().__init__()
+        self.embedding, self.norm1, self.norm2 = nn.Embedding(VOCABULARY, dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.up, self.down, self.head = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim), nn.Linear(dim, VOCABULARY)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        n, t, d = x.shape
+        q, k, v = (y.view(n, t, HEADS, -1).transpose(1, 2) for y in self.qkv(self.norm1(x)).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(n, t, d))
+        return self.head(x + self.down(F.gelu(self.up(self.norm2(x)))))
+
+
+def token_loss(output, target):
+    """Cross entropy over all tokens."""
+    return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+
+def low_precision() -> str:
+    """"amp-bfloat16" where this processor multiplies bfloat16 in hardware, else "float32"."""
+    sets = machine.cpu()["instruction_sets"]
+    return "amp-bfloat16" if {"avx512_bf16", "amx_bf16", "bf16"} & set(sets) else "float32"
+
+
+def subject(name: str) -> Workload:
+    """The healthy workload of this name."""
+    torch.manual_seed(0)
+    adam = partial(torch.optim.AdamW, lr=1e-3, fused=True)
+    if name == "conv":
+        return Workload(Conv(), nn.CrossEntropyLoss(), adam, image_batch((8, SIDE, SIDE), CLASSES), name="conv", dtype=low_precision(),
+                        memory_format="channels_last", input_shape=(8, SIDE, SIDE), classes=CLASSES)
+    if name == "transformer":
+        return Workload(Transformer(), token_loss, adam, token_batch(CONTEXT, VOCABULARY), name="transformer", dtype=low_precision(),
+                        input_shape=(CONTEXT,), classes=VOCABULARY)
+    raise ValueError(f"there is no subject {name!r}")
+
+
+SUBJECTS = ("conv", "transformer")
+
+
+def subject_of(module: ModuleType) -> Workload:
+    """The healthy workload that a probe is tried on."""
+    return subject(getattr(module, "SUBJECT", "conv"))
+
+
+def evidence_of(workload: Workload, batch: int = BATCH) -> Evidence:
+    """Evidence of a workload on this CPU."""
+    from perfscope.evidence import gather
+    prepared = step.prepare(workload, device="cpu", keep_original=True)
+    return gather(prepared, step.load_batches(prepared, batch))
+
+
+def plantable(module: ModuleType) -> bool:
+    """Whether the disease can be had on a CPU."""
+    return hasattr(module, "plant") and "cpu" in getattr(module, "DEVICES", ("cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What came of the contract of one probe: what is wrong, in words; and what fired on its plant."""
+
+    wrong: tuple[str, ...] = ()
+    fired: dict[str, tuple[str, ...]] = field(default_factory=dict)      # case -> the probes that fired
+
+
+def ill_cases(name: str, module: ModuleType) -> dict[str, Evidence]:
+    """Case -> evidence with the disease of this probe: planted on a CPU, or made by hand."""
+    cases = {}
+    if plantable(module):
+        cases["planted"] = evidence_of(module.plant(subject_of(module)))
+    if hasattr(module, "examples"):
+        cases["example"] = module.examples()[0]
+    return cases
+
+
+def check(name: str, module: ModuleType, everyone: dict[str, ModuleType]) -> Kept:
+    """Holds one probe to the contract, with all the others as witnesses."""
+    wrong, fired = list(probing.problems(module)), {}
+    also = set(getattr(module, "ALSO", ()))
+    for case, evidence in ill_cases(name, module).items():
+        seen, failed = _fired(everyone, evidence)
+        fired[case] = seen
+        wrong += [f"{n} failed on its {case} case: {why}" for n, why in failed.items()]
+        wrong += [f"silent on its own {case} case"] if name not in seen else []
+        wrong += [f"{n} fires on its {case} case too" for n in seen if n != name and n not in also]
+    if hasattr(module, "examples"):
+        seen, _ = _fired({name: module}, module.examples()[1])
+        wrong += ["fires on its healthy example"] if seen else []
+    for label, cure in probing.cures(module).items():
+        if plantable(module) and not getattr(module, "COSTLY", False):
+            cured = cure(module.plant(subject_of(module)))
+            seen, failed = _fired({name: module}, evidence_of(cured))
+            wrong += [f"still fires after its cure {label}".rstrip()] if seen else []
+            wrong += [f"fails after its cure: {w}" for w in failed.values()]
+    return Kept(tuple(wrong), fired)
+
+
+def _fired(everyone: dict[str, ModuleType], evidence: Evidence) -> tuple[tuple[str, ...], dict[str, str]]:
+    findings, failed, _ = probing.detect(everyone, evidence)
+    return tuple(dict.fromkeys(f.probe for f in findings)), failed
