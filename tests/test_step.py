@@ -425,3 +425,15 @@ def test_every_gradient_is_reduced_in_every_variant(group):
     with silent:
         silent.step()
     assert reduced == [] and step.with_gradient(prepared) == had
+
+
+def test_a_hook_may_give_a_module_without_a_truth_value():
+    """An empty Sequential is falsy, a compiled module refuses `bool`: neither may be taken for nothing."""
+    class Odd(torch.nn.Linear):
+        def __len__(self):
+            raise TypeError("no length")
+
+    given = Odd(4, 2)
+    workload = Workload(torch.nn.Linear(4, 2), torch.nn.functional.mse_loss, lambda p: torch.optim.SGD(p, lr=0.1), (torch.randn(4, 4), torch.randn(4, 2)),
+                        on_model=(lambda model: None, lambda model: given))
+    assert step.prepare(workload).model is given

@@ -144,7 +144,8 @@ def prepare(workload: Workload, *, device="cpu", dtype=None, memory_format=None,
     if memory_format == "channels_last":
         model.to(memory_format=torch.channels_last)
     for change in workload.on_model:
-        model = change(model) or model
+        changed = change(model)
+        model = model if changed is None else changed        # a compiled module has no truth value
     if not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -154,7 +155,8 @@ def prepare(workload: Workload, *, device="cpu", dtype=None, memory_format=None,
         raise WorkloadError("LBFGS needs a closure and runs the model several times per step: there is no one step to take apart",
                             "Measure with a first-order optimizer.")
     for change in workload.on_optimizer:
-        optimizer = change(optimizer) or optimizer
+        changed = change(optimizer)
+        optimizer = optimizer if changed is None else changed
     for group in optimizer.param_groups:
         group["lr"] = torch.full_like(group["lr"], RATE) if isinstance(group["lr"], torch.Tensor) else RATE
         if cuda_graph and "capturable" in group:
