@@ -5,6 +5,7 @@ Sources: torch/csrc and aten/src/ATen/native (Normalization.cpp, Convolution.cpp
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -30,6 +31,51 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False, **options) -> str |
     """"math", "flash", "efficient", "cudnn" or "overrideable": what scaled_dot_product_attention would use."""
     choice = int(torch._fused_sdp_choice(q, k, v, mask, dropout, causal, **options))
     return {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}.get(choice)
+
+
+ATTENTION = ("flash", "efficient", "cudnn")
+_SWITCH = {"flash": "flash_sdp_enabled", "efficient": "mem_efficient_sdp_enabled", "cudnn": "cudnn_sdp_enabled"}
+
+
+def why_not(q, k, v, mask=None, dropout=0.0, causal=False, gqa=False) -> dict[str, str]:
+    """Why each fused backend of attention cannot take these tensors, in PyTorch's own words ("switched off" if that is all); those that
+    can are left out. Where it does not say (on a CPU), what its rules in sdp_utils_cpp.cpp are, tried on torch 2.13."""
+    why, cuda = {}, torch.backends.cuda
+    for name in ATTENTION:
+        if not getattr(cuda, _SWITCH[name], lambda: True)():
+            why[name] = "switched off"
+        elif q.device.type == "cuda":
+            try:
+                able, said = _can_use(name, cuda.SDPAParams(q, k, v, mask, dropout, causal, gqa))
+            except (AttributeError, TypeError, RuntimeError):
+                continue
+            why |= {} if able else {name: said or "PyTorch does not say"}
+        elif name == "flash":
+            said = _why_not_on_cpu(q, k, v, mask, dropout)
+            why |= {name: said} if said else {}
+    return why
+
+
+def _can_use(name: str, params) -> tuple[bool, str]:
+    """(whether it can, PyTorch's warnings about why not, without their repetition of the source line)."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        able = getattr(torch.backends.cuda, f"can_use_{name}_attention")(params, True)
+    return able, " ".join(dict.fromkeys(str(w.message).partition(" (Triggered internally")[0] for w in seen))
+
+
+def _why_not_on_cpu(q, k, v, mask, dropout) -> str:
+    if dropout > 0:
+        return "dropout is not 0"
+    if mask is not None and mask.requires_grad:
+        return "the mask requires a gradient"
+    if any(t.dim() != 4 for t in (q, k, v)):
+        return "query, key and value have to have 4 dimensions"
+    if q.shape[-1] != v.shape[-1] or q.shape[-1] != k.shape[-1]:
+        return f"the heads of query, key and value have different widths: {q.shape[-1]}, {k.shape[-1]}, {v.shape[-1]}"
+    if any(t.stride(-1) != 1 for t in (q, k, v)):
+        return "the last dimension of query, key or value is not contiguous"
+    return ""
 
 
 def _name(value: Any) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from perfscope import backends
 from perfscope.loader import facts as loader_facts
@@ -45,10 +46,12 @@ def full_step(prepared: Prepared, batches: Batches) -> VariantStep:
 
 def gather(prepared: Prepared, batches: Batches, layers=("config", "model", "ops")) -> Evidence:
     """The evidence of these layers. Raises what the workload's own code raises."""
-    clock, variant = clock_for(prepared.device), full_step(prepared, batches)
+    clock, compiled_before = clock_for(prepared.device), _counters()
+    variant = full_step(prepared, batches)
     with variant:
         step_s = step_seconds(variant.step, clock)
     observed = observe(prepared, variant, clock, steps=max(1, min(OBSERVED_STEPS, int(OBSERVED_S / max(step_s, 1e-9)))))
+    observed |= _compiled_since(compiled_before)
     config = settings(prepared, batches, step_s, observed)
     modules, ops = record(prepared, batches) if {"model", "ops"} & set(layers) else (None, None)
     return Evidence(config, modules, ops, None, prepared.workload, lambda a, b: alone(a, b, clock), backends.ask)
@@ -77,7 +80,7 @@ def switches(workload) -> dict[str, Any]:
             stack.enter_context(own())
         return {**machine.switches(), "anomaly": torch.is_anomaly_enabled(), "gc": gc.isenabled(), "gc_frozen": gc.get_freeze_count(),
                 "threads": torch.get_num_threads(), "dev_mode": sys.flags.dev_mode, "profiler": torch.autograd._profiler_enabled(),
-                "flush_denormal": None}
+                "sync_debug": torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else 0, "flush_denormal": None}
 
 
 def memory(prepared: Prepared) -> dict[str, int]:
@@ -93,7 +96,8 @@ def observe(prepared: Prepared, variant: VariantStep, clock: Clock, steps: int =
     """What a few steps did besides computing: collections of the garbage collector, allocations, recompilations, syncs.
 
     Counted over `steps` steps: `gc_collections`, `gc_s`, `step_s` (each step's seconds, longest last), `device_alloc`,
-    `alloc_retries`, `reserved`, `allocated` (bytes; CUDA), `recompiles`, `graph_breaks` (dynamo's counters), `sync_lines`.
+    `alloc_retries`, `reserved`, `allocated` (bytes; CUDA), `sync_lines`, and `compilations`: frames that torch.compile worked on
+    during these steps, after the warm-up. `gather` adds what it broke into pieces when it first compiled the step.
     """
     found: dict[str, Any] = {"steps": steps, "gc_collections": 0, "gc_s": 0.0}
     began = [0.0]
@@ -104,7 +108,7 @@ def observe(prepared: Prepared, variant: VariantStep, clock: Clock, steps: int =
         else:
             found["gc_collections"] += 1
             found["gc_s"] += time.perf_counter() - began[0]
-    counters = _counters()
+    compiled_before = _counters()
     cuda = prepared.device.type == "cuda"
     stats_before = torch.cuda.memory_stats(prepared.device) if cuda else {}
     with variant:
@@ -119,15 +123,26 @@ def observe(prepared: Prepared, variant: VariantStep, clock: Clock, steps: int =
         for name, key in (("device_alloc", "num_device_alloc"), ("alloc_retries", "num_alloc_retries")):
             found[name] = now.get(key, 0) - stats_before.get(key, 0)
         found |= {"reserved": now.get("reserved_bytes.all.current", 0), "allocated": now.get("allocated_bytes.all.current", 0)}
-    return found | {name: n - counters.get(name, 0) for name, n in _counters().items()}
+    return found | {"compilations": _counters().get("frames", 0) - compiled_before.get("frames", 0)}
 
 
-def _counters() -> dict[str, int]:
+def _counters() -> dict[str, Any]:
+    """What torch.compile has counted in this process; {} if it was never used. `reasons`: of graph breaks, with how often each."""
     utils = sys.modules.get("torch._dynamo.utils")
     if utils is None:
         return {}
-    return {"graph_breaks": sum(utils.counters["graph_break"].values()), "recompiles": sum(utils.counters.get("recompiles", {}).values()),
-            "frames": utils.counters["frames"].get("total", 0), "cudagraph_skips": utils.counters["inductor"].get("cudagraph_skips", 0)}
+    limits = {reason: n for reason, n in utils.counters["unimplemented"].items() if "limit" in reason.partition("\n")[0]}
+    return {"frames": utils.counters["frames"].get("total", 0), "cudagraph_skips": utils.counters["inductor"].get("cudagraph_skips", 0),
+            "reasons": {**utils.counters["graph_break"], **limits}}
+
+
+def _compiled_since(before: dict[str, Any]) -> dict[str, Any]:
+    """`graph_breaks`, their `graph_break_reasons` (first lines) and `cudagraph_skips` since then."""
+    now = _counters()
+    old = before.get("reasons", {})
+    new = {reason: n - old.get(reason, 0) for reason, n in now.get("reasons", {}).items() if n > old.get(reason, 0)}
+    return {"graph_breaks": sum(new.values()), "graph_break_reasons": [reason.partition("\n")[0] for reason in new],
+            "cudagraph_skips": now.get("cudagraph_skips", 0) - before.get("cudagraph_skips", 0)}
 
 
 def _sync_lines(variant: VariantStep) -> list[str]:
@@ -147,7 +162,10 @@ def _sync_lines(variant: VariantStep) -> list[str]:
 # ---------------------------------------------------------------- modules and operators
 
 def record(prepared: Prepared, batches: Batches) -> tuple[tuple[ModuleCall, ...], tuple[OpCall, ...]]:
-    """The module calls and the operators of one training step. A compiled or captured workload is seen as it is eagerly."""
+    """The module calls and the operators of one training step. A compiled or captured workload is seen as it is eagerly.
+
+    A call of F.scaled_dot_product_attention is in the list too, before the operators that it ran, with `backend` and `why_not`.
+    """
     eager = step.eager(prepared)
     seen = _Seen(eager)
     w = eager.workload
@@ -204,11 +222,30 @@ class _Seen(TorchDispatchMode):
                 self.phase = name
             return hook
         handles += [optimizer.register_step_pre_hook(phase("optimizer")), optimizer.register_step_post_hook(phase("after"))]
+        attention, F.scaled_dot_product_attention = F.scaled_dot_product_attention, self._attending(F.scaled_dot_product_attention)
         try:
             yield
         finally:
+            F.scaled_dot_product_attention = attention
             for handle in handles:
                 handle.remove()
+
+    def _attending(self, attention):
+        """Attention that is recorded as a call of its own before the operators that it runs: with the backend that PyTorch picks for
+        these tensors, and why not the others."""
+        def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+            given = (query, key, value, attn_mask, dropout_p, is_causal)
+            more = {"enable_gqa": True} if enable_gqa else {}
+            with _disable_current_modes():          # the questions are no operators of the step
+                args = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa,
+                        "backend": backends.ask("attention", *given, **more), "why_not": backends.why_not(*given, enable_gqa)}
+            i = len(self.ops)
+            self.ops.append(OpCall("scaled_dot_product_attention", self._tensors((query, key, value, attn_mask)), (), args, self.phase,
+                                   self.path[-1][0] if self.path else "", user_line()))
+            result = attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+            self.ops[i] = replace(self.ops[i], outputs=self._tensors(result))
+            return result
+        return attend
 
     def _before(self, path):
         def hook(module, args, kwargs):
