@@ -213,7 +213,7 @@ def default_batch(prepared) -> int:
 
 def to_look_at(findings, chosen: dict) -> list[str]:
     """The cures of what was found that can be tried quickly, each once."""
-    fired = dict.fromkeys(f.probe for f in findings if not f.known)
+    fired = dict.fromkeys(f.probe for f in findings if not f.known and f.curable)
     return [c for n in fired if not getattr(chosen[n], "COSTLY", False) for c in probing.cure_names(n, chosen[n])]
 
 

@@ -9,6 +9,7 @@ A probe is a file `<name>.py` with
     detect(evidence) -> iterable of Finding     silent if healthy; `Finding(probe="")`: the name is filled in
     fix(workload) -> Workload                   the cure; left out if there is none, then the finding is a hint.
                     Several candidates: CURES = {"name": function} instead, each is tried
+                    A finding that the cure cannot help (the user's own code is the cause) says so: Finding(extra={"hint": True})
     COSTLY          True if trying the cure takes long (compiling): `diagnose` leaves that to `fix`
     plant(workload) -> Workload                 the disease, on purpose, on the clean workload given
     examples() -> (ill, healthy)                evidence made by hand for what a CPU cannot show; for DEVICES without "cpu"
@@ -22,6 +23,7 @@ Evidence may come from somebody else's machine: a probe asks `evidence.config.de
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Iterable, Iterator
 
@@ -30,10 +32,12 @@ from perfscope.measure.stats import Interval
 from perfscope.workload import Workload
 
 __all__ = ["Config", "Evidence", "Finding", "Interval", "ModuleCall", "OpCall", "Place", "Tensor", "Workload", "HEADINGS",
-           "LAYERS", "add", "replace"]
+           "LAYERS", "MATMULS", "CONVOLUTIONS", "add", "replace", "setting"]
 
 LAYERS = ("config", "model", "ops", "trace")
 HEADINGS = ("What it sees", "Why it is slow", "Cure", "Not for", "References")
+MATMULS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}      # where the two factors stand among the tensors
+CONVOLUTIONS = ("convolution", "convolution_backward")
 PHASES = ("data", "forward", "loss", "backward", "clip", "optimizer", "after")
 
 
@@ -100,6 +104,21 @@ class OpCall:
     phase: str = "forward"
     module: str = ""
     line: str = ""
+
+    @property
+    def flops(self) -> int:
+        """Of a matmul or a convolution, 2 per multiply-add, as torch.utils.flop_counter counts; 0 for other operators and for
+        attention. A convolution's backward counts twice its forward, or once where only one of its two gradients was wanted."""
+        if self.name in MATMULS:
+            a, b = (self.inputs[i] for i in MATMULS[self.name])
+            return 2 * a.numel * b.shape[-1]
+        if self.name not in CONVOLUTIONS or len(self.inputs) < 2:
+            return 0
+        backward = self.name == "convolution_backward"
+        result, image, weight = self.inputs[:3] if backward else (self.outputs[0], *self.inputs[:2])
+        dense = image if self.args.get("transposed") else result
+        times = sum(self.args.get("output_mask", (True, True))[:2]) if backward else 1
+        return 2 * times * dense.numel * (weight.numel // weight.shape[0])
 
 
 @dataclass(frozen=True)
@@ -195,3 +214,21 @@ def add(workload: Workload, *, on_model: Iterable = (), on_optimizer: Iterable =
     """The workload with hooks and contexts added behind its own, and fields replaced."""
     return replace(workload, on_model=(*workload.on_model, *on_model), on_optimizer=(*workload.on_optimizer, *on_optimizer),
                    contexts=(*workload.contexts, *contexts), **fields)
+
+
+def setting(owner, **values) -> Callable:
+    """A context for Workload.contexts: these attributes of `owner` (torch.backends.cudnn, ...) while inside, then what they were.
+
+    Not torch.backends.cudnn.flags(), which also sets what it was not asked to, cudnn.enabled=False among it.
+    """
+    @contextmanager
+    def context():
+        before = {name: getattr(owner, name) for name in values}
+        try:
+            for name, value in values.items():
+                setattr(owner, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(owner, name, value)
+    return context

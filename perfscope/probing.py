@@ -66,7 +66,8 @@ def checked(module: ModuleType, name: str, where: str) -> ModuleType:
     """The module, or UsageError with all that keeps it from being a probe."""
     wrong = problems(module)
     if wrong:
-        raise UsageError(f"{where} is not a probe: {'; '.join(wrong)}", "perfscope.probe says what a probe has; `perfscope new probe NAME` makes one that works.")
+        raise UsageError(f"{where} is not a probe: {'; '.join(wrong)}",
+                         "perfscope.probe says what a probe has; `perfscope new probe NAME` makes one that works.")
     return module
 
 
@@ -121,7 +122,8 @@ def detect(found: dict[str, ModuleType], evidence: Evidence) -> tuple[list[Findi
             except Exception as e:
                 failed[name] = f"{type(e).__name__}: {e}"
                 continue
-            findings += [replace(f, probe=name, curable=bool(cures(module)), code=f.code or getattr(module, "CODE", "")) for f in seen]
+            findings += [replace(f, probe=name, curable=bool(cures(module)) and not f.extra.get("hint"), code=f.code or getattr(module, "CODE", ""))
+                         for f in seen]
     return findings, failed, skipped
 
 

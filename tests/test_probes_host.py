@@ -46,3 +46,16 @@ def test_attention_that_is_switched_off():
     q = torch.randn(2, 4, 16, 8)
     with sdpa_kernel(SDPBackend.MATH):
         assert backends.why_not(q, q, q) == dict.fromkeys(("flash", "efficient", "cudnn"), "switched off")
+
+
+def test_a_finding_may_be_a_hint_though_its_probe_has_a_cure():
+    from types import SimpleNamespace
+
+    from perfscope import probing
+    from perfscope.diagnose import to_look_at
+    from perfscope.probe import Config, Evidence, Finding
+
+    ill = SimpleNamespace(USES=("config",), detect=lambda e: [Finding("", "curable"), Finding("", "not", extra={"hint": True})], fix=lambda w: w)
+    findings, _, _ = probing.detect({"ill": ill}, Evidence(Config(torch="2.13")))
+    assert [f.curable for f in findings] == [True, False]
+    assert to_look_at(findings, {"ill": ill}) == ["ill"] and to_look_at(findings[1:], {"ill": ill}) == []
