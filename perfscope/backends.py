@@ -5,10 +5,13 @@ Sources: torch/csrc and aten/src/ATen/native (Normalization.cpp, Convolution.cpp
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
 import torch
+
+from perfscope.probe import setting
 
 
 def batch_norm(x, weight, bias, running_mean, running_var, training: bool, eps: float) -> str | None:
@@ -19,6 +22,16 @@ def batch_norm(x, weight, bias, running_mean, running_var, training: bool, eps: 
 def convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups) -> str | None:
     """"Cudnn", "CudaDepthwise2d", "Mkldnn", "Slow2d", "SlowDilated3d", ..."""
     return _name(torch._C._select_conv_backend(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, None))
+
+
+def convolution_call(call, onednn: bool | None = None) -> str | None:
+    """`convolution` for a recorded call (perfscope.probe.OpCall "convolution"): asked with empty tensors of the same kind.
+    `onednn`: the answer with torch.backends.mkldnn on or off."""
+    x, weight, *bias = (torch.empty_strided(t.shape, t.strides, dtype=getattr(torch, t.dtype), device=t.device) for t in call.inputs)
+    a = call.args
+    with setting(torch.backends.mkldnn, enabled=onednn)() if onednn is not None else contextlib.nullcontext():
+        return convolution(x, weight, bias[0] if bias else None, a["stride"], a["padding"], a["dilation"], a["transposed"], a["output_padding"],
+                           a["groups"])
 
 
 def convolution_layout(x, weight, backend=None) -> str | None:
@@ -82,7 +95,8 @@ def _name(value: Any) -> str:
     return str(value).rpartition(".")[2]
 
 
-QUESTIONS = {"batch_norm": batch_norm, "convolution": convolution, "convolution_layout": convolution_layout, "attention": attention}
+QUESTIONS = {"batch_norm": batch_norm, "convolution": convolution, "convolution_call": convolution_call,
+             "convolution_layout": convolution_layout, "attention": attention}
 
 
 def ask(question: str, *args, **kwargs) -> str | None:
