@@ -15,12 +15,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from perfscope import backends
+from perfscope import backends, ddp
 from perfscope.loader import facts as loader_facts
 from perfscope.measure import machine, stats
 from perfscope.measure.clock import Clock, clock_for, step_seconds, timed_steps
@@ -109,7 +110,8 @@ def observe(prepared: Prepared, variant: VariantStep, clock: Clock, steps: int =
 
     Counted over `steps` steps: `gc_collections`, `gc_s`, `step_s` (each step's seconds, longest last), `device_alloc`,
     `alloc_retries`, `reserved`, `allocated` (bytes; CUDA), `sync_lines`, and `compilations`: frames that torch.compile worked on
-    during these steps, after the warm-up. `gather` adds what it broke into pieces when it first compiled the step.
+    during these steps, after the warm-up. `gather` adds what it broke into pieces when it first compiled the step. `empty_cache`:
+    how often the step emptied PyTorch's cache of device memory; and what perfscope.ddp.seen says.
     """
     found: dict[str, Any] = {"steps": steps, "gc_collections": 0, "gc_s": 0.0}
     began = [0.0]
@@ -126,9 +128,11 @@ def observe(prepared: Prepared, variant: VariantStep, clock: Clock, steps: int =
     with variant:
         gc.callbacks.append(collecting)
         try:
-            found["step_s"] = sorted(timed_steps(variant.step, 1, clock) for _ in range(steps))
+            with mock.patch.object(torch.cuda, "empty_cache", wraps=torch.cuda.empty_cache) as emptied:
+                found["step_s"] = sorted(timed_steps(variant.step, 1, clock) for _ in range(steps))
         finally:
             gc.callbacks.remove(collecting)
+        found |= {"empty_cache": emptied.call_count, **ddp.seen(prepared, variant.step)}
         found["sync_lines"] = _sync_lines(variant) if cuda else []
     if cuda:
         now = torch.cuda.memory_stats(prepared.device)

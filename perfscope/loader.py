@@ -12,14 +12,17 @@ from perfscope.workload.step import Batches
 from perfscope.workload.workload import Workload
 
 TIMED_BATCHES = 3
+WAITING = 0.1       # of the time of fetching: a thread that computes less than this in it waits for somebody else, even on a busy machine
 
 
 def find(value: Any, depth: int = 4) -> DataLoader | None:
-    """The DataLoader behind an iterator: itself, the one it iterates over, or one that its generator holds."""
+    """The DataLoader behind an iterator: itself, its `loader`, or one that its generator holds."""
     if isinstance(value, DataLoader):
         return value
     if depth == 0:
         return None
+    if isinstance(held := getattr(value, "loader", None), DataLoader):
+        return held
     inside = list(getattr(getattr(value, "gi_frame", None), "f_locals", {}).values())
     inside += [c.cell_contents for c in getattr(value, "__closure__", None) or () if c.cell_contents is not value]
     return next((f for f in (find(v, depth - 1) for v in inside) if f is not None), None)
@@ -27,19 +30,24 @@ def find(value: Any, depth: int = 4) -> DataLoader | None:
 
 def facts(workload: Workload, batches: Batches) -> dict[str, Any]:
     """{} without a pipeline. `batch_s` (seconds that fetching one takes, here and now), `batch_bytes`, `pinned`, `device` of its
-    tensors; of a DataLoader `workers`, `pin_memory`, `persistent`, `prefetch`, `dataset` (its class) and `dataset_bytes` (if tensors)."""
+    tensors; `in_process`: whether the training thread itself loads; of a DataLoader `workers`, `pin_memory`, `persistent`, `prefetch`,
+    `dataset` (its class), `samples` (its length) and `dataset_bytes` (if tensors)."""
     if workload.data is None or batches.pipeline is None:
         return {}
-    pair, seconds = None, []
+    pair, seconds, own = None, [], time.thread_time()
     for _ in range(TIMED_BATCHES):
         begin = time.perf_counter()
         pair = next(batches.pipeline)
         seconds.append(time.perf_counter() - begin)
+    own = time.thread_time() - own
     tensors = list(_tensors(pair))
-    known = {"batch_s": sorted(seconds)[len(seconds) // 2], "batch_bytes": sum(t.numel() * t.element_size() for t in tensors),
+    behind = find(batches.pipeline)
+    computes = behind.num_workers == 0 if behind is not None else own >= WAITING * sum(seconds)
+    known = {"in_process": getattr(batches.pipeline, "in_process", computes),
+             "batch_s": sorted(seconds)[len(seconds) // 2], "batch_bytes": sum(t.numel() * t.element_size() for t in tensors),
              "pinned": bool(tensors) and torch.cuda.is_available() and all(t.is_pinned() for t in tensors),
              "device": tensors[0].device.type if tensors else ""}
-    loader = find(batches.pipeline) or find(workload.data)
+    loader = behind or find(workload.data)
     if loader is None:
         return known
     held = getattr(loader.dataset, "tensors", None)

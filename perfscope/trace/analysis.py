@@ -50,6 +50,8 @@ LOADERS = re.compile(
     + f"(?:{re.escape(LOADER)}|{re.escape(DATA)}$)"
 )
 
+MARKS = re.compile(r"^enumerate\(|^Optimizer\.|^DistributedDataParallel\.forward$")
+
 
 @dataclass(frozen=True)
 class RankAnalysis:
@@ -77,6 +79,7 @@ class RankAnalysis:
     compiled: Compiled | None = None  # None: neither CUDA graphs nor torch.compile
     modules: tuple[ModuleRow, ...] | None = None
     memory: tuple[Memory, ...] | None = None
+    marks: dict[str, int] = field(default_factory=dict)  # PyTorch's own annotations on the host, by name: how many
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,14 @@ def analyze_rank(rank: Rank) -> RankAnalysis:
         compiled=compiled(rank, links),
         modules=modules(rank, links),
         memory=memory(rank, steps),
+        marks=_marks(rank),
     )
+
+
+def _marks(rank: Rank) -> dict[str, int]:
+    rows = named_rows(rank, MARKS.search)
+    count = np.bincount(rank.events.name[rows], minlength=len(rank.names)) if len(rows) else ()
+    return {rank.names[i]: int(count[i]) for i in np.flatnonzero(count).tolist()} if len(rows) else {}
 
 
 def _odd(a: RankAnalysis, meta: dict) -> list[Warned]:
