@@ -1,4 +1,4 @@
-"""Other ways to draw the same batches from an input pipeline: ahead of the step in a thread, with a DataLoader set up otherwise.
+"""Other ways to draw the same batches from an input pipeline: ahead of the step in a thread, with a DataLoader set up otherwise, page-locked.
 
 All take and give the `data` of a Workload: data(n) -> iterator of batches. The given one is not changed, and no DataLoader
 of the user's either: a copy takes its place while one is iterated over inside data(n). Nothing runs before the first batch is asked for.
@@ -90,6 +90,27 @@ def _stop(over: threading.Event, thread: threading.Thread) -> None:
         thread.join(timeout=5.0)
 
 
+def pinned(data: Callable[[int], Iterable]) -> Callable[[int], Iterator]:
+    """data(n) with every batch in page-locked memory: by its DataLoader where there is one, else as it comes. On CUDA only."""
+    return partial(_pinned, partial(Swapped, data, partial(_with, {"pin_memory": True}), needed=False))
+
+
+def _pinned(data, n):
+    for batch in data(n):
+        yield _lock(batch)
+
+
+def _lock(value):
+    if isinstance(value, torch.Tensor):
+        return value if value.is_pinned() or value.device.type != "cpu" else value.pin_memory()
+    if isinstance(value, dict):
+        return {k: _lock(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        values = [_lock(v) for v in value]
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
+    return value
+
+
 # ---------------------------------------------------------------- another DataLoader in the place of the user's
 
 def rebuilt(data: Callable[[int], Iterable], **settings: Any) -> Callable[[int], Iterator]:
@@ -98,6 +119,11 @@ def rebuilt(data: Callable[[int], Iterable], **settings: Any) -> Callable[[int],
     The first batch raises ValueError if there is no DataLoader, or workers were asked for an IterableDataset (each would give all samples).
     """
     return partial(Swapped, data, partial(_with, settings))
+
+
+def limited(data: Callable[[int], Iterable], workers: int) -> Callable[[int], Iterator]:
+    """data(n) whose DataLoaders have at most so many workers; a pipeline without any stays what it is."""
+    return partial(Swapped, data, partial(_at_most, workers), needed=False)
 
 
 def resident(data: Callable[[int], Iterable], device) -> Callable[[int], Iterator]:
@@ -118,6 +144,10 @@ def _with(settings: dict, loader: DataLoader) -> DataLoader:
     return changed
 
 
+def _at_most(workers: int, loader: DataLoader) -> DataLoader:
+    return loader if loader.num_workers <= workers else _with({"num_workers": workers}, loader)
+
+
 class _Resident:
     """Batches of a TensorDataset that is on the device."""
 
@@ -136,8 +166,8 @@ class _Resident:
 class Swapped:
     """The iterator data(n), with `change(loader)` in the place of each DataLoader that it iterates over."""
 
-    def __init__(self, data, change, n: int):
-        self.make, self.change, self.iterator = partial(data, n), change, None
+    def __init__(self, data, change, n: int, needed: bool = True):
+        self.make, self.change, self.needed, self.iterator = partial(data, n), change, needed, None
         self.changed: dict[int, tuple[DataLoader, Any]] = {}
 
     @property
@@ -160,7 +190,7 @@ class Swapped:
             if self.iterator is None:
                 self.iterator = iter(self.make())
             batch = next(self.iterator)
-        if not changed:
+        if self.needed and not changed:
             raise ValueError("the input pipeline does not use a DataLoader")
         return batch
 
