@@ -134,7 +134,7 @@ def check(name: str, module: ModuleType, everyone: dict[str, ModuleType]) -> Kep
         seen, _ = _fired({name: module}, module.examples()[1])
         wrong += ["fires on its healthy example"] if seen else []
     for label, cure in probing.cures(module).items():
-        if plantable(module) and not getattr(module, "COSTLY", False):
+        if plantable(module) and not probing.costly(module, label):
             cured = cure(module.plant(subject_of(module)))
             seen, failed = _fired({name: module}, evidence_of(cured))
             wrong += [f"still fires after its cure {label}".rstrip()] if seen else []

@@ -214,7 +214,7 @@ def default_batch(prepared) -> int:
 def to_look_at(findings, chosen: dict) -> list[str]:
     """The cures of what was found that can be tried quickly, each once."""
     fired = dict.fromkeys(f.probe for f in findings if not f.known and f.curable)
-    return [c for n in fired if not getattr(chosen[n], "COSTLY", False) for c in probing.cure_names(n, chosen[n])]
+    return [c for n in fired for c in probing.cure_names(n, chosen[n]) if not probing.costly(chosen[n], c)]
 
 
 def looked(record: Record, findings, turns, chosen: dict) -> tuple[Record, list[Finding]]:
@@ -232,7 +232,7 @@ def looked(record: Record, findings, turns, chosen: dict) -> tuple[Record, list[
             f = replace(f, change=seen[best], verdict=verdict.word, note=note, extra={**f.extra, "cure": best})
         elif broken:
             f = replace(f, note=f"the cure cannot be applied here: {next(iter(broken.values()))}")
-        elif f.curable and getattr(chosen[f.probe], "COSTLY", False):
+        elif f.curable and any(probing.costly(chosen[f.probe], c) for c in names):
             f = replace(f, note=f.note or "not tried here, because compiling takes long: it may also be slower; `perfscope fix` measures it")
         out.append(f)
     step = stats.seconds_interval([r.step_s[BEFORE] for r in turns.rounds]) if turns.rounds else None

@@ -10,7 +10,7 @@ A probe is a file `<name>.py` with
     fix(workload) -> Workload                   the cure; left out if there is none, then the finding is a hint.
                     Several candidates: CURES = {"name": function} instead, each is tried
                     A finding that the cure cannot help (the user's own code is the cause) says so: Finding(extra={"hint": True})
-    COSTLY          True if trying the cure takes long (compiling): `diagnose` leaves that to `fix`
+    COSTLY          True if trying the cure takes long (compiling), or the names of those candidates: `diagnose` leaves them to `fix`
     plant(workload) -> Workload                 the disease, on purpose, on the clean workload given
     examples() -> (ill, healthy)                evidence made by hand for what a CPU cannot show; for DEVICES without "cpu"
     edit(source, workload) -> list of Edit      the cure in the user's source (perfscope.patch); optional

@@ -136,6 +136,12 @@ def cures(module: ModuleType) -> dict[str, Callable[[Workload], Workload]]:
     return {"": module.fix} if hasattr(module, "fix") else {}
 
 
+def costly(module: ModuleType, cure: str) -> bool:
+    """Whether trying this cure ("candidate" or "probe:candidate") takes long."""
+    those = getattr(module, "COSTLY", False)
+    return those if isinstance(those, bool) else cure.rpartition(SEPARATOR)[2] in those
+
+
 def cure_names(name: str, module: ModuleType) -> list[str]:
     """"probe", or "probe:candidate" for each of several."""
     return [f"{name}{SEPARATOR}{c}" if c else name for c in cures(module)]
