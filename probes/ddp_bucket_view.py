@@ -22,6 +22,7 @@ from perfscope.probe import Finding, Place, replace
 USES = ("config", "trace")
 CODE = "DistributedDataParallel(model, gradient_as_bucket_view=True)"
 OPERATOR = "torch.distributed.ddp.reducer::copy_bucket_to_grad"
+BUSY = 0.70                 # below this the step is bound by launches: SLOW_PATHS S35
 
 
 def detect(evidence):
@@ -35,10 +36,11 @@ def detect(evidence):
 
 def _in_trace(t, rows):
     count, host, device = (sum(getattr(r, name) for r in rows) for name in ("count", "host_total_ns", "device_total_ns"))
-    step_ns, n = sum(s.duration_ns for s in t.steps), max(1, len(t.steps))
+    step_ns, busy_ns, n = sum(s.duration_ns for s in t.steps), sum(s.busy_ns for s in t.steps), max(1, len(t.steps))
+    bound = device if busy_ns >= BUSY * step_ns else host       # a device that waits for the host is saved the host's time
     saw = f"{count} calls in {n} steps: {host / 1e6:.2f} ms of the host, {device / 1e6:.2f} ms of the device"
     return Finding("", f"DDP copies {count / n:.0f} gradients per step out of their buckets", (Place(OPERATOR.rpartition("::")[2], saw),),
-                   "make DDP with gradient_as_bucket_view=True", share=device / step_ns if step_ns else None, basis="ceiling", extra={"hint": True},
+                   "make DDP with gradient_as_bucket_view=True", share=bound / step_ns if step_ns else None, basis="ceiling", extra={"hint": True},
                    evidence={"calls": count, "host_ns": host, "device_ns": device})
 
 

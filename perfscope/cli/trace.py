@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from perfscope.cli import options as o
-from perfscope.errors import EXIT_ENVIRONMENT, EXIT_OK, EXIT_UNSURE, UsageError
+from perfscope.errors import EXIT_ENVIRONMENT, EXIT_OK, EXIT_UNSURE, EnvironmentError_, UsageError
 
 application = typer.Typer(
     add_completion=False,
@@ -52,6 +52,7 @@ RankNumber = Annotated[
 LimitGb = Annotated[
     float, typer.Option("--limit-gb", help="Refuse a file that unpacks to more. Default: 64 GiB.", show_default=False)
 ]
+Diagnose = Annotated[bool, typer.Option("--diagnose", help="Name its slow paths: asks the probes that can work from a trace.")]
 Summary = Annotated[bool, typer.Option("--summary", help="Without operators: half the time and memory.")]
 
 
@@ -220,6 +221,7 @@ def analyze(
     rank: RankNumber = -1,
     limit_gb: LimitGb = 0.0,
     summary: Summary = False,
+    diagnose: Diagnose = False,
 ) -> int:
     """Analyse any PyTorch trace exactly: steps, busy and idle time, kernels, operators, input, copies, launches, ranks."""
     from perfscope.record import to_dict
@@ -245,20 +247,31 @@ def analyze(
         from perfscope.trace.page import write
 
         print(f"perfscope: {write(trace, html, found, one, limit)}", file=sys.stderr)
+    seen = _diagnosed(found, rank) if diagnose else None
+    code = EXIT_UNSURE if seen and seen.failed else EXIT_OK
     if as_json:
-        json.dump(to_dict(found), sys.stdout, indent=1, allow_nan=False)
+        json.dump(to_dict(found) | (seen.json if seen else {}), sys.stdout, indent=1, allow_nan=False)
         print()
-        return EXIT_OK
+        return code
     from perfscope.trace import show
 
     name = "standard input" if trace == "-" else Path(trace).resolve().name
-    made = blocks(found, one)
+    made = blocks(found, one) + (seen.blocks if seen else [])
     sys.stdout.write(
         show.markdown(made, name)
         if as_markdown
         else show.terminal(made, "" if trace == "-" else f"perfscope trace view {shlex.quote(trace)}")
     )
-    return EXIT_OK
+    return code
+
+
+def _diagnosed(analysis, rank: int):
+    """What --diagnose adds; torch is only needed for it."""
+    try:
+        from perfscope.trace.diagnose import diagnose
+    except ImportError as e:
+        raise EnvironmentError_(f"--diagnose needs PyTorch: {e}", "Leave it out, or install torch.") from None
+    return diagnose(analysis, rank if rank >= 0 else None)
 
 
 def _pool(trace: str):
