@@ -30,21 +30,23 @@ def find(value: Any, depth: int = 4) -> DataLoader | None:
 
 def facts(workload: Workload, batches: Batches) -> dict[str, Any]:
     """{} without a pipeline. `batch_s` (seconds that fetching one takes, here and now), `batch_bytes`, `pinned`, `device` of its
-    tensors; `in_process`: whether the training thread itself loads; of a DataLoader `workers`, `pin_memory`, `persistent`, `prefetch`,
-    `dataset` (its class), `samples` (its length) and `dataset_bytes` (if tensors)."""
+    tensors; `shapes`: how many different shapes the `batches` that were fetched had; `in_process`: whether the training thread itself
+    loads; of a DataLoader `workers`, `pin_memory`, `persistent`, `prefetch`, `dataset` (its class), `samples` (its length) and `dataset_bytes` (if tensors)."""
     if workload.data is None or batches.pipeline is None:
         return {}
-    pair, seconds, own = None, [], time.thread_time()
+    pair, seconds, shapes, own = None, [], set(), time.thread_time()
     for _ in range(TIMED_BATCHES):
         begin = time.perf_counter()
         pair = next(batches.pipeline)
         seconds.append(time.perf_counter() - begin)
+        shapes.add(tuple(tuple(t.shape) for t in _tensors(pair)))
     own = time.thread_time() - own
     tensors = list(_tensors(pair))
     behind = find(batches.pipeline)
     computes = behind.num_workers == 0 if behind is not None else own >= WAITING * sum(seconds)
     known = {"in_process": getattr(batches.pipeline, "in_process", computes),
              "batch_s": sorted(seconds)[len(seconds) // 2], "batch_bytes": sum(t.numel() * t.element_size() for t in tensors),
+             "batches": TIMED_BATCHES, "shapes": len(shapes),
              "pinned": bool(tensors) and torch.cuda.is_available() and all(t.is_pinned() for t in tensors),
              "device": tensors[0].device.type if tensors else ""}
     loader = behind or find(workload.data)

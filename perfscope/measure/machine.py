@@ -142,6 +142,8 @@ def switches() -> dict[str, Any]:
         "cudnn.enabled": lambda: cudnn.enabled, "cudnn.benchmark": lambda: cudnn.benchmark,
         "cudnn.deterministic": lambda: cudnn.deterministic, "cudnn.allow_tf32": lambda: cudnn.allow_tf32,
         "matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
+        "matmul.fp32_precision": lambda: torch.backends.cuda.matmul.fp32_precision,        # since torch 2.9
+        "cudnn.conv.fp32_precision": lambda: cudnn.conv.fp32_precision,
         "float32_matmul_precision": torch.get_float32_matmul_precision,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled,
         "anomaly_mode": torch.is_anomaly_enabled, "default_dtype": lambda: str(torch.get_default_dtype()),
