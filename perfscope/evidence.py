@@ -229,7 +229,7 @@ class _Seen(TorchDispatchMode):
         """Watches every module's forward and the optimizer's step."""
         handles = []
         for path, module in self.prepared.model.named_modules():
-            handles += [module.register_forward_pre_hook(self._before(path), with_kwargs=True),
+            handles += [module.register_forward_pre_hook(self._before(path), prepend=True, with_kwargs=True),
                         module.register_forward_hook(self._after, with_kwargs=True, always_call=True)]
         optimizer = self.prepared.optimizer
 
