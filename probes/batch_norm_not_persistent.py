@@ -22,7 +22,7 @@ cudnnBatchNormalizationForwardTrainingEx; pytorch/pytorch#59129.
 
 import re
 
-from perfscope import layers
+from perfscope import layers, norms
 from perfscope.probe import Config, Evidence, Finding, ModuleCall, Tensor, replace
 
 USES = ("model", "trace")
@@ -35,19 +35,19 @@ TEXT = "batch norms in half precision get contiguous tensors, for which cuDNN ha
 
 
 def detect(evidence):
-    seen = layers.kernels(evidence.trace, lambda r: KERNELS.search(r.name)) if evidence.trace is not None else None
     if evidence.modules is None:
-        if seen and seen.count:
-            yield Finding("", f"{TEXT}: {seen.said}", tuple(layers.kernel_places(seen)), CURE, share=seen.share, basis="ceiling", evidence=seen.figures)
+        ran = layers.kernels(evidence.trace, lambda r: KERNELS.search(r.name))
+        if ran.count:
+            yield Finding("", f"{TEXT}: {ran.said}", tuple(layers.kernel_places(ran)), CURE, share=ran.share, basis="ceiling", evidence=ran.figures)
         return
-    norms = layers.batch_norms(evidence)
-    ill = [n for n in norms if n.backend == "Cudnn" and n.call.training and n.input.dtype == "float16" and len(n.input.shape) == 4
+    seen = norms.batch_norms(evidence)
+    ill = [n for n in seen if n.backend == "Cudnn" and n.call.training and n.input.dtype == "float16" and len(n.input.shape) == 4
            and n.input.layout == "contiguous"]
     if not ill:
         return
     share = evidence.time_share("cudnn_batch_norm", "cudnn_batch_norm_backward")
-    yield Finding("", f"{len(ill)} of {len(norms)} {TEXT}", tuple(n.place for n in ill), CURE, share=share, basis="ceiling" if share is not None else "",
-                  saves=layers.saved(evidence, [n.call for n in ill], _channels_last), evidence={"norms": len(ill), "of": len(norms)})
+    yield Finding("", f"{len(ill)} of {len(seen)} {TEXT}", tuple(n.place for n in ill), CURE, share=share, basis="ceiling" if share is not None else "",
+                  saves=layers.saved(evidence, [n.call for n in ill], _channels_last), evidence={"norms": len(ill), "of": len(seen)})
 
 
 def _channels_last(norm, x):

@@ -22,7 +22,7 @@ Too many samples or elements: only a smaller batch helps. Native kernels are som
 SLOW_PATHS S03 and its table of backends; aten/src/ATen/native/Normalization.cpp; pytorch/pytorch#32763 (sizes).
 """
 
-from perfscope import layers
+from perfscope import layers, norms
 from perfscope.probe import Config, Evidence, Finding, ModuleCall, Tensor, add, setting
 
 USES = ("model", "trace")
@@ -41,22 +41,22 @@ def detect(evidence):
     if evidence.modules is None:
         yield from _in_trace(evidence)
         return
-    norms = layers.batch_norms(evidence)
+    seen = norms.batch_norms(evidence)
     share = evidence.time_share("native_batch_norm", "native_batch_norm_backward")
     reasons = {}
-    for n in norms:
+    for n in seen:
         others = [w for w in n.why if w not in PRECISION]
         if others and "bfloat16" not in n.why and (n.backend == "Native" or "evaluation" in others):
             reasons.setdefault(next((w for w in others if w in CURE), others[0]), []).append(n)
     for reason, ill in reasons.items():
         saves = layers.saved(evidence, [n.call for n in ill], CHANGE[reason]) if reason in CHANGE else None
-        yield Finding("", f"{len(ill)} of {len(norms)} batch norms are not run by cuDNN: {layers.BROKEN[reason]}", tuple(n.place for n in ill),
+        yield Finding("", f"{len(ill)} of {len(seen)} batch norms are not run by cuDNN: {norms.BROKEN[reason]}", tuple(n.place for n in ill),
                       CURE.get(reason) or OTHERS[reason], share=share, basis="ceiling" if share is not None else "", saves=saves,
-                      evidence={"reason": reason, "norms": len(ill), "of": len(norms)}, extra={} if reason in CURE else {"hint": True})
+                      evidence={"reason": reason, "norms": len(ill), "of": len(seen)}, extra={} if reason in CURE else {"hint": True})
 
 
 def _in_trace(evidence):
-    native = layers.native_norms(evidence.trace, lambda given, weights: given in ("float", "Half") and weights in ("float", None))
+    native = norms.native_norms(evidence.trace, lambda given, weights: given in ("float", "Half") and weights in ("float", None))
     if native and any("collect_statistics" in r.name for r in native.rows) and any("backward" in r.name for r in native.rows):
         places = layers.op_places(evidence.trace, "native_batch_norm")
         yield Finding("", f"batch norms in float32 are not run by cuDNN: {native.said}; which rule decided that is not recorded",

@@ -22,7 +22,7 @@ half: models whose gradients overflow float16. float32_norms: steps that are lim
 SLOW_PATHS S02; aten/src/ATen/native/Normalization.cpp; no public measurement of the candidates is known.
 """
 
-from perfscope import layers
+from perfscope import layers, norms
 from perfscope.probe import Config, Evidence, Finding, ModuleCall, Tensor, add, replace
 
 USES = ("model", "trace")
@@ -32,28 +32,28 @@ CODE = """# one of these, whichever is fastest on your GPU:
 model = model.to(memory_format=torch.channels_last)          # and the images
 with torch.autocast("cuda", torch.float16): ...              # with torch.amp.GradScaler
 model = torch.compile(model)                                 # fuses norm, ReLU and addition"""
-TEXT = "batch norms in bfloat16 run on PyTorch's native kernels, never on cuDNN's"
+TEXT = "batch norms in bfloat16 run on PyTorch's native kernels"
 CURE = "time the candidates: channels_last, float16 autocast, norms in float32, torch.compile"
 
 
 def detect(evidence):
-    native = layers.native_norms(evidence.trace, lambda given, weights: given == "BFloat16")
+    native = norms.native_norms(evidence.trace, lambda given, weights: given == "BFloat16")
     if evidence.modules is None:
         if native:
             yield Finding("", f"{TEXT}: {native.said}", (*layers.kernel_places(native), *layers.op_places(evidence.trace, "native_batch_norm")), CURE,
                           share=native.share, basis="ceiling", evidence=native.figures)
         return
-    norms = layers.batch_norms(evidence)
-    ill = [n for n in norms if "bfloat16" in n.why and n.backend == "Native"]
+    seen = norms.batch_norms(evidence)
+    ill = [n for n in seen if "bfloat16" in n.why and n.backend == "Native"]
     if not ill:
         return
     share = evidence.time_share("native_batch_norm", "native_batch_norm_backward")
     alone = {name: layers.saved(evidence, [n.call for n in ill], change) for name, change in ALONE.items()}
     best = max((i for i in alone.values() if i is not None), key=lambda i: i.point, default=None)
     slower = best is not None and best.high < 0
-    yield Finding("", f"{len(ill)} of {len(norms)} {TEXT}", tuple(n.place for n in ill), CURE, share=share, basis="ceiling" if share is not None else "",
+    yield Finding("", f"{len(ill)} of {len(seen)} {TEXT}", tuple(n.place for n in ill), CURE, share=share, basis="ceiling" if share is not None else "",
                   saves=best, note="on the norms alone, neither channels_last nor float32 is faster here" if slower else "",
-                  evidence={"norms": len(ill), "of": len(norms), "bytes": sum(n.input.bytes for n in ill),
+                  evidence={"norms": len(ill), "of": len(seen), "bytes": sum(n.input.bytes for n in ill),
                             "alone": {name: [i.point, i.low, i.high] for name, i in alone.items() if i is not None},
                             **({"trace": native.figures} if native else {})})
 

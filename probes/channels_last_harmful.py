@@ -39,19 +39,20 @@ def detect(evidence):
             suspects.setdefault((m.path, m.inputs[0].shape), (m, why))
     if not suspects:
         return
-    calls = [m for m, _ in suspects.values()]
-    saves, distinct = layers.saved(evidence, calls, contiguous), calls
-    if saves is None:       # too many or too slow to be timed at once: one of each kind and shape; then the saving is a lower bound
-        distinct = list({(m.kind, m.inputs[0].shape, str(m.args)): m for m in calls}.values())
-        saves = layers.saved(evidence, distinct[:1], contiguous)
-        distinct = distinct[:1]
+    calls = sorted((m for m, _ in suspects.values()), key=lambda m: -m.inputs[0].numel)
+    for timed in (calls, calls[:1]):        # all, or if that takes too long the largest: then the saving is a lower bound
+        saves = layers.saved(evidence, timed, contiguous)
+        if saves is not None:
+            break
     taken = saves.extra.get("share", 0.0) if saves is not None else 0.0
     if saves is None or not saves.low > max(SMALLEST, MARGIN * taken):
         return
     places = tuple(Place(m.path, f"{m.kind} {m.inputs[0].shape} {m.inputs[0].dtype} in channels_last: {why}") for m, why in suspects.values())
-    yield Finding("", f"channels_last makes {len(places)} layers slower here: alone they take {taken:.1%} of the step, contiguous {saves.point:.1%} less".replace("%", " %"),
+    which = "alone they take" if len(timed) == len(places) else "the largest, alone, takes"
+    text = f"channels_last makes {len(places)} layers slower here: {which} {taken:.1%} of the step, contiguous {saves.point:.1%} less"
+    yield Finding("", text.replace("%", " %"),
                   places, "run these layers, or the whole model, on contiguous tensors", share=taken, basis="alone", saves=saves,
-                  evidence={"layers": len(places), "timed": [m.path for m in distinct], "kinds": sorted({m.kind for m, _ in suspects.values()})})
+                  evidence={"layers": len(places), "timed": [m.path for m in timed], "kinds": sorted({m.kind for m, _ in suspects.values()})})
 
 
 def _why(m, config):

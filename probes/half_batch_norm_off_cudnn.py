@@ -21,7 +21,7 @@ bfloat16: cuDNN's batch norm is never used for it (see bfloat16_batch_norm). Nat
 SLOW_PATHS S01; aten/src/ATen/native/Normalization.cpp; Myrtle, "How to train your ResNet" part 3; pytorch/pytorch#58240.
 """
 
-from perfscope import layers
+from perfscope import layers, norms
 from perfscope.probe import Config, Evidence, Finding, ModuleCall, Tensor, add, replace
 
 USES = ("model", "trace")
@@ -35,21 +35,21 @@ CURE = "keep the norms' weights and statistics in float32"
 
 
 def detect(evidence):
-    sure = layers.native_norms(evidence.trace, lambda given, weights: (given, weights) == ("Half", "Half"))
-    native = sure and layers.native_norms(evidence.trace, lambda given, weights: given == "Half" and weights in ("Half", None))
+    sure = norms.native_norms(evidence.trace, lambda given, weights: (given, weights) == ("Half", "Half"))
+    native = sure and norms.native_norms(evidence.trace, lambda given, weights: given == "Half" and weights in ("Half", None))
     if evidence.modules is None:
         if native:
             yield Finding("", f"{TEXT}: {native.said}", tuple(layers.kernel_places(native)), CURE, share=native.share, basis="ceiling",
                           evidence=native.figures)
         return
-    norms = layers.batch_norms(evidence)
-    ill = [n for n in norms if n.why == ("half weights",) and n.backend == "Native"]
+    seen = norms.batch_norms(evidence)
+    ill = [n for n in seen if n.why == ("half weights",) and n.backend == "Native"]
     if not ill:
         return
     share = evidence.time_share("native_batch_norm", "native_batch_norm_backward")
-    yield Finding("", f"{len(ill)} of {len(norms)} {TEXT}", tuple(n.place for n in ill), CURE, share=share, basis="ceiling" if share is not None else "",
+    yield Finding("", f"{len(ill)} of {len(seen)} {TEXT}", tuple(n.place for n in ill), CURE, share=share, basis="ceiling" if share is not None else "",
                   saves=layers.saved(evidence, [n.call for n in ill], lambda norm, x: (norm.float(), x)),
-                  evidence={"norms": len(ill), "of": len(norms), "bytes": sum(n.input.bytes for n in ill), **({"trace": native.figures} if native else {})})
+                  evidence={"norms": len(ill), "of": len(seen), "bytes": sum(n.input.bytes for n in ill), **({"trace": native.figures} if native else {})})
 
 
 def float32_weights(model):
