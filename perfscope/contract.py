@@ -27,13 +27,13 @@ CONTEXT, VOCABULARY, HEADS = 16, 64, 2
 
 
 class Conv(nn.Module):
-    """Two blocks of convolution, batch norm and ReLU, a pool, a linear head: (n, 8, 16, 16) -> (n, 16)."""
+    """Two blocks of convolution, batch norm and ReLU, a pool, a linear head: (n, 8, side, side) -> (n, 16)."""
 
-    def __init__(self):
+    def __init__(self, width=WIDTH):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(8, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)
-        self.conv2, self.norm2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)
-        self.head = nn.Linear(WIDTH, CLASSES)
+        self.conv1, self.norm1 = nn.Conv2d(8, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, CLASSES)
 
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.norm1(self.conv1(x))), 2)
@@ -69,15 +69,15 @@ def low_precision() -> str:
     return "amp-bfloat16" if {"avx512_bf16", "amx_bf16", "bf16"} & set(sets) else "float32"
 
 
-def subject(name: str) -> Workload:
-    """The healthy workload of this name."""
-    torch.manual_seed(0)
+def subject(name: str, size: int = 0, seed: int = 0) -> Workload:
+    """The healthy workload of this name: "conv" (`size`: its channels), "transformer" (its embedding)."""
+    torch.manual_seed(seed)
     adam = partial(torch.optim.AdamW, lr=1e-3, fused=True)
     if name == "conv":
-        return Workload(Conv(), nn.CrossEntropyLoss(), adam, image_batch((8, SIDE, SIDE), CLASSES), name="conv", dtype=low_precision(),
+        return Workload(Conv(size or WIDTH), nn.CrossEntropyLoss(), adam, image_batch((8, SIDE, SIDE), CLASSES), name="conv", dtype=low_precision(),
                         memory_format="channels_last", input_shape=(8, SIDE, SIDE), classes=CLASSES)
     if name == "transformer":
-        return Workload(Transformer(), token_loss, adam, token_batch(CONTEXT, VOCABULARY), name="transformer", dtype=low_precision(),
+        return Workload(Transformer(size or 32), token_loss, adam, token_batch(CONTEXT, VOCABULARY), name="transformer", dtype=low_precision(),
                         input_shape=(CONTEXT,), classes=VOCABULARY)
     raise ValueError(f"there is no subject {name!r}")
 

@@ -1,0 +1,71 @@
+"""Workloads timed in turns: every version in every round, failures left out and named, in this process and in another."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from perfscope import contract, elsewhere, turns
+from perfscope.errors import EnvironmentError_, WorkloadError
+from perfscope.options import Options
+from perfscope.probe import add
+
+LIMITS = {"device": "cpu", "batch_size": 8, "budget_s": 0.2, "target": 1.0, "max_rounds": 6}
+
+
+def make(stack):
+    w = contract.subject("conv")
+    if "broken" in stack:
+        return add(w, on_model=[lambda m: torch.nn.Identity()])
+    if "slow" in stack:
+        return replace(w, after_step=lambda loss: [loss.detach().clone() for _ in range(2000)])
+    return w
+
+
+def test_every_round_holds_every_version_that_runs():
+    t = turns.take_turns(make, {turns.BEFORE: (), "slow": ("slow",), "broken": ("broken",)}, **LIMITS)
+    assert t.rounds and all(set(r.step_s) == {"before", "slow"} for r in t.rounds)
+    assert list(t.errors) == ["broken"] and t.losses["before"] == pytest.approx(t.losses["slow"])
+    assert {"matmul", "copy"} == set(t.rounds[0].canary_s)
+
+
+def test_a_change_is_of_the_version_against_before():
+    t = turns.take_turns(make, {turns.BEFORE: (), "slow": ("slow",)}, **LIMITS)
+    assert turns.changes(t.rounds, "slow").point > 0        # 2000 clones in Python against a step of a few milliseconds
+
+
+def test_the_original_has_to_run():
+    with pytest.raises(WorkloadError):
+        turns.take_turns(lambda stack: make(("broken",)), {turns.BEFORE: (), "b": ()}, **LIMITS)
+
+
+def test_nothing_to_compare_with():
+    t = turns.take_turns(make, {turns.BEFORE: (), "broken": ("broken",)}, **LIMITS)
+    assert t.rounds == () and t.stop == "nothing to compare" and "broken" in t.errors
+
+
+@pytest.mark.slow
+def test_elsewhere_the_same():
+    t = turns.take_turns_elsewhere(Options("mnist_cnn", device="cpu"), {"before": (), "cured": ("zero_grad_fills",)}, 4, budget_s=60, target=1.0,
+                                   max_rounds=6, seed=0)
+    assert len(t.rounds) >= 6 and set(t.rounds[0].step_s) == {"before", "cured"}
+
+
+def test_what_goes_wrong_elsewhere_arrives_with_its_kind():
+    with pytest.raises(WorkloadError, match="no module"):
+        elsewhere.ask("perfscope.turns", {"options": Options("nothing.here:x").as_dict(), "stacks": {"before": []}, "batch_size": 1, "folders": [],
+                                          "budget_s": 1, "target": 1, "max_rounds": 1, "seed": 0}, "timing")
+    error = elsewhere._raised({"message": "m", "hint": "h", "detail": "d", "exit_code": 3})
+    assert isinstance(error, EnvironmentError_) and error.hint == "h"
+
+
+def test_a_child_that_dies_is_said():
+    with pytest.raises(WorkloadError, match="counting stars in a process of its own failed"):
+        elsewhere.ask("perfscope.no_such_module", {}, "counting stars")
+
+
+def test_a_child_is_no_rank(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    env = elsewhere.environment()
+    assert "RANK" not in env and env["OMP_NUM_THREADS"] == "1"
