@@ -6,7 +6,7 @@ Each version is a stack of cures on the same workload; the empty stack is the or
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from perfscope import elsewhere, probing
@@ -17,10 +17,11 @@ from perfscope.measure.rounds import LEAD_IN_STEPS, LEAD_IN_STEPS_CPU, Progress,
 from perfscope.measure.warmup import BUILD_STEPS, cuda_allocations, warm_up
 from perfscope.options import Options, options_from
 from perfscope.record import Round, Warned, from_dict
-from perfscope.workload import Workload, fit, step
+from perfscope.workload import Workload, feed, fit, step
 from perfscope.workload.resolve import resolve
 
 BEFORE = "before"
+BURSTS = 4                  # a loader with w workers delivers w batches at once: a sample is at least so many times w steps
 WARM_S = 3.0                # of warm-up per version after its build steps, at most
 
 
@@ -58,15 +59,18 @@ def take_turns(make: Callable[[tuple[str, ...]], Workload], stacks: dict[str, tu
             if (peak := machine.peak_memory(device)) is not None:
                 peaks[name] = peak
             timed.append(Timed(name, variant.step, variant.enter, variant.leave))
+            feed.quiet()
         except KeyboardInterrupt:
             raise
         except Exception as e:
             if name == BEFORE:
                 raise e if isinstance(e, PerfscopeError) else fit.own_error(e, batch_size) from None
             errors[name] = said(e)
+            feed.quiet()
             fit.release()
     if len(timed) < 2:
         return Turns((), errors, peaks, losses, "nothing to compare", k)
+    k = max(k, BURSTS * feed.workers())
     names = [t.name for t in timed if t.name != BEFORE]
 
     def half_width(rounds) -> float:
@@ -93,6 +97,7 @@ class Ready:
 
 def ready(workload: Workload, device, batch_size: int, seed: int, keep_original: bool) -> Ready:
     """The whole training step of a workload, every part in, captured in a CUDA graph if it says so."""
+    workload = replace(workload, data=workload.data and feed.stoppable(workload.data))
     prepared = step.prepare(workload, device=device, keep_original=keep_original, seed=seed)
     batches = step.load_batches(prepared, batch_size)
     order = step.present_parts(step.eager(prepared), batches)
@@ -101,7 +106,11 @@ def ready(workload: Workload, device, batch_size: int, seed: int, keep_original:
     if prepared.cuda_graph:
         with variant:
             run = step.capture(variant, prepared, batches)
-    return Ready(run, variant.enter, variant.leave, lambda: variant, step.loss_value(variant.loss))
+
+    def leave():
+        variant.leave()
+        feed.quiet()                            # what loads ahead for this version must not do so in another's turn
+    return Ready(run, variant.enter, leave, lambda: variant, step.loss_value(variant.loss))
 
 
 def _warm(variant: Ready, clock, device) -> Ready:

@@ -1,10 +1,12 @@
 """Probes of data, memory and distributed training: what the contract cannot show."""
 
+import contextlib
 import gc
 import math
 import threading
 import time
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from perfscope.trace.analysis import RankAnalysis
 from perfscope.trace.ranks import Call
 from perfscope.trace.steps import Step
 from perfscope.trace.tables import Copy
+from perfscope.turns import take_turns
 from perfscope.workload import Workload, feed, step
 from perfscope.workload.step import Batches
 
@@ -152,6 +155,89 @@ def test_pinning_leaves_a_machine_without_cuda_and_other_values_alone():
     if torch.cuda.is_available():
         pytest.skip("this machine can pin")
     assert feed._lock({"a": ["text", 3]}) == {"a": ["text", 3]}
+
+
+# ---------------------------------------------------------------- nobody loads during another's turn
+
+def test_a_thread_that_was_stopped_has_nothing_ready_and_goes_on_when_asked():
+    made = []
+
+    def data(n):
+        for i in range(1000):
+            made.append(i)
+            yield i
+    ahead = feed.in_thread(data)(1)
+    assert next(ahead) == 0
+    while len(made) < 4:                            # two wait, one is in hand
+        time.sleep(0.001)
+    feed.quiet()
+    stopped = len(made)
+    assert ahead.shared.ready.empty() and ahead.shared.idle.is_set() and made[-1] == stopped - 1
+    time.sleep(0.05)
+    assert len(made) == stopped
+    assert next(ahead) == stopped, "the batches that waited are gone, the next one is made now"
+
+
+def test_a_stopped_thread_keeps_its_error():
+    def data(n):
+        yield 1
+        raise ValueError("no such image")
+    ahead = feed.in_thread(data)(1)
+    next(ahead)
+    ahead.thread.join()
+    feed.quiet()
+    with pytest.raises(ValueError, match="no such image"):
+        next(ahead)
+
+
+def test_workers_that_were_stopped_are_gone_and_others_come():
+    loader = DataLoader(SAMPLES, 5, num_workers=1, persistent_workers=True)
+    it = feed.stoppable(endless(loader))(5)
+    next(it)
+    before = list(it.loader._iterator._workers)
+    assert feed.workers() >= 1
+    feed.quiet()
+    for worker in before:
+        worker.join(10)
+    assert not any(w.is_alive() for w in before) and loader._iterator is None
+    assert next(it)[1].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_in_turns_a_version_loads_only_in_its_own():
+    active, seen = [None], {"before": [], "cured": []}
+
+    def make(stack):
+        name = "cured" if stack else "before"
+
+        @contextlib.contextmanager
+        def turn():
+            active.append(name)
+            yield
+            active.pop()
+
+        def data(n):
+            while True:
+                seen[name].append(active[-1])
+                yield torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)
+        model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+        return Workload(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), lambda n: (torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)),
+                        feed.in_thread(data) if stack else data, contexts=(turn,))
+    turns = take_turns(make, {"before": (), "cured": ("x",)}, device="cpu", batch_size=2, budget_s=5.0, target=0.0, max_rounds=6)
+    assert len(turns.rounds) == 6 and not turns.errors
+    assert set(seen["before"]) == {"before"} and set(seen["cured"]) <= {"cured", None}
+
+
+def test_a_sample_covers_the_bursts_of_its_workers():
+    gc.collect()                                    # pipelines of other tests
+    samples = TensorDataset(torch.randn(60, 4), torch.zeros(60, dtype=torch.int64))
+
+    def make(stack):
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        slow = (lambda: mock.patch.object(nn.Linear, "forward", lambda self, x: (time.sleep(0.03), nn.functional.linear(x, self.weight, self.bias))[1]),)
+        return Workload(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), lambda n: (torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)),
+                        endless(DataLoader(samples, 6, num_workers=len(stack))), contexts=slow)
+    turns = take_turns(make, {"before": (), "cured": ("x", "y")}, device="cpu", batch_size=6, budget_s=0.1, target=0.0, max_rounds=1)
+    assert turns.errors == {} and turns.steps_per_sample == 8, "a step is longer than a sample has to be; two workers, four times"
 
 
 # ---------------------------------------------------------------- loading in the step

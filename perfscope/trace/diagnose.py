@@ -19,6 +19,7 @@ from perfscope.sections import percent
 from perfscope.trace.analysis import Analysis, RankAnalysis
 from perfscope.trace.blocks import Block
 
+CEILING = "A ceiling is the suspects' share of the time in this trace: what would be saved if they were free."
 PLACES = 5      # of one finding that are shown; all are in the JSON
 
 
@@ -64,7 +65,7 @@ class Diagnosis:
         worst = sorted((max(found, key=lambda item: item[1].worth) for found in by_probe.values()), key=lambda item: -item[1].worth)
         count = f"{len(worst)} slow path{'s' * (len(worst) != 1)}" if worst else "No slow path"
         summary = [f"{count} found by the probes that can work from a trace; silent: {', '.join(self.silent) or 'none'}.",
-                   *(["A ceiling is the suspects' share of the time in this trace: what would be saved if they were free."] if worst else []), *(f"The probe {name} failed: {error}" for name, error in self.failed.items())]
+                   *([CEILING] if worst else []), *(f"The probe {name} failed: {error}" for name, error in self.failed.items())]
         made = [Block("slow_paths", "Slow paths", tuple(summary))]
         for rank, f in worst:
             where = _where(rank, sorted({r for r, _ in by_probe[f.probe]})) if len(self.ranks) > 1 else ""

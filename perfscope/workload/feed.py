@@ -7,88 +7,42 @@ of the user's either: a copy takes its place while one is iterated over inside d
 from __future__ import annotations
 
 import copy
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from queue import Full, Queue
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-DEPTH = 2                   # batches that wait, as many as one DataLoader worker prefetches
-POLL_S = 0.1                # how often a waiting thread looks whether anyone still wants its batches
+from perfscope.workload.ahead import DEPTH, LIVE, in_thread
+
+__all__ = ["Epoch", "Swapped", "in_thread", "limited", "pinned", "quiet", "rebuilt", "resident", "stoppable", "workers"]
 
 
-# ---------------------------------------------------------------- a thread that fetches ahead
+# ---------------------------------------------------------------- whoever measures in turns
 
-def in_thread(data: Callable[[int], Iterable], depth: int = DEPTH) -> Callable[[int], Iterator]:
-    """data(n) whose batches a thread fetches while the step runs: `depth` of them wait. Its errors are raised where the batch is asked for."""
-    return partial(_ahead, data, depth)
-
-
-def _ahead(data, depth, n) -> Ahead:
-    return Ahead(iter(data(n)), depth)
+def stoppable(data: Callable[[int], Iterable]) -> Callable[[int], Iterator]:
+    """data(n) that `quiet` can stop, whatever loads for it."""
+    return partial(Swapped, data, partial(_with, {}), needed=False)
 
 
-class Ahead:
-    """An iterator that is drawn from in a thread of its own. The thread ends when this object is dropped."""
+def quiet() -> None:
+    """Stops every thread and worker that loads ahead, and throws away what waits, until the next batch is asked for.
 
-    in_process = False          # perfscope.loader: fetching does not happen in the training thread
-
-    def __init__(self, iterator: Iterator, depth: int):
-        self.iterator, self.ready = iterator, Queue(depth)
-        self.thread: threading.Thread | None = None
-
-    def __iter__(self) -> Ahead:
-        return self
-
-    def __next__(self):
-        if self.thread is None:
-            self._start()
-        batch, error = self.ready.get()
-        if error is not None:
-            self.ready.put((None, error))           # and again, if one asks again
-            raise error
-        return batch
-
-    def _start(self) -> None:
-        over, running, threads = threading.Event(), threading.Event(), torch.get_num_threads()
-        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-        self.thread = threading.Thread(target=_fill, args=(self.iterator, self.ready, over, running, device), daemon=True)
-        self.thread.start()
-        running.wait()
-        torch.set_num_threads(threads)              # what later threads begin with; the loading thread keeps its own 1
-        weakref.finalize(self, _stop, over, self.thread)
+    Where several versions of a step are timed in turns, one that loads ahead would otherwise get the batches that were made during
+    another's turn for nothing, and take that one's cores. Workers are started anew; the first batch after this is dear.
+    """
+    for loading in list(LIVE):
+        loading.stop()
 
 
-def _fill(iterator, ready: Queue, over: threading.Event, running: threading.Event, device: int | None) -> None:
-    torch.set_num_threads(1)                        # of this thread, as DataLoader's own pin_memory thread does: the step has the cores
-    running.set()
-    if device is not None:
-        torch.cuda.set_device(device)
-    while not over.is_set():
-        try:
-            entry = (next(iterator), None)
-        except BaseException as e:
-            entry = (None, e)
-        while not over.is_set():
-            try:
-                ready.put(entry, timeout=POLL_S)
-                break
-            except Full:
-                continue
-        if entry[1] is not None:
-            return
+def workers() -> int:
+    """The most workers that any `stoppable` pipeline has. They deliver in bursts: time a multiple of this many steps."""
+    return max((loading.workers for loading in list(LIVE)), default=0)
 
 
-def _stop(over: threading.Event, thread: threading.Thread) -> None:
-    over.set()
-    if thread is not threading.current_thread():
-        thread.join(timeout=5.0)
-
+# ---------------------------------------------------------------- page-locked
 
 def pinned(data: Callable[[int], Iterable]) -> Callable[[int], Iterator]:
     """data(n) with every batch in page-locked memory: by its DataLoader where there is one, else as it comes. On CUDA only."""
@@ -163,6 +117,28 @@ class _Resident:
             yield [t[index] for t in self.tensors]
 
 
+class Epoch:
+    """One pass over a DataLoader with workers, which can be stopped: it then begins anew, with new workers, where a batch is asked for."""
+
+    def __init__(self, loader: DataLoader, begin: Callable[[DataLoader], Iterator]):
+        self.loader, self.begin, self.workers = loader, begin, loader.num_workers
+        self.real: Iterator | None = begin(loader)
+        LIVE.add(self)
+
+    def __iter__(self) -> Epoch:
+        return self
+
+    def __next__(self):
+        if self.real is None:
+            self.real = self.begin(self.loader)
+        return next(self.real)
+
+    def stop(self) -> None:
+        """Ends the workers."""
+        self.real = None
+        self.loader.__dict__["_iterator"] = None    # where workers that stay are kept
+
+
 class Swapped:
     """The iterator data(n), with `change(loader)` in the place of each DataLoader that it iterates over."""
 
@@ -185,7 +161,9 @@ class Swapped:
             if id(loader) not in changed:
                 changed[id(loader)] = (loader, change(loader))      # the loader too: its id is not used again while it lives
             new = changed[id(loader)][1]
-            return usual(new) if isinstance(new, DataLoader) else iter(new)
+            if not isinstance(new, DataLoader):
+                return iter(new)
+            return Epoch(new, usual) if new.num_workers else usual(new)
         with mock.patch.object(DataLoader, "__iter__", begin):
             if self.iterator is None:
                 self.iterator = iter(self.make())
