@@ -13,7 +13,7 @@ A probe is a file `<name>.py` with
     COSTLY          True if trying the cure takes long (compiling), or the names of those candidates: `diagnose` leaves them to `fix`
     plant(workload) -> Workload                 the disease, on purpose, on the clean workload given
     examples() -> (ill, healthy)                evidence made by hand for what a CPU cannot show; for DEVICES without "cpu"
-    edit(source, workload) -> list of Edit      the cure in the user's source (perfscope.patch); optional
+    edit(source) -> list of perfscope.patch.Edit    the cure in the user's source; optional
     CODE            the lines to add, for a user whose source is not known
 
 Workloads are frozen: a cure gives `dataclasses.replace(workload, ...)`. Global switches belong into `contexts`, never into

@@ -21,6 +21,7 @@ gradients and a loss curve.
 SLOW_PATHS S19; PyTorch "Automatic Mixed Precision package"; Micikevicius 2018, "Mixed Precision Training".
 """
 
+from perfscope import patch
 from perfscope.precision import (
     CONVOLUTION_OPS,
     FLOAT32_KERNEL,
@@ -96,6 +97,10 @@ def fix(workload):
     import torch
     old = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
     return replace(workload, dtype="amp-half" if old else "amp-bfloat16")
+
+
+def edit(source):
+    return patch.around_forward(source, f'torch.autocast("{source.device}", torch.bfloat16)')
 
 
 def plant(workload):

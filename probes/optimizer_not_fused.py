@@ -22,6 +22,7 @@ SLOW_PATHS S29; `torch.optim` documentation, "fused"; torch/optim/optimizer.py `
 
 import inspect
 
+from perfscope import patch
 from perfscope.probe import Finding, Place, add
 
 USES = ("config", "trace")
@@ -81,6 +82,10 @@ def _remade(optimizer, value):
 
 def fix(workload):
     return add(workload, on_optimizer=[fused])
+
+
+def edit(source):
+    return patch.optimizer_keyword(source, "fused", "True")
 
 
 def plant(workload):

@@ -24,6 +24,7 @@ SLOW_PATHS S28; torch/optim/optimizer.py `_default_to_fused_or_foreach`.
 
 import inspect
 
+from perfscope import patch
 from perfscope.probe import Finding, Place, add
 
 USES = ("ops",)
@@ -85,6 +86,10 @@ def one_by_one(optimizer):
 
 
 CURES = {"fused": lambda workload: add(workload, on_optimizer=[fused]), "foreach": lambda workload: add(workload, on_optimizer=[foreach])}
+
+
+def edit(source):
+    return patch.optimizer_keyword(source, "fused", "True")
 
 
 def plant(workload):

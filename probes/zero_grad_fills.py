@@ -18,6 +18,7 @@ Code that reads .grad between zero_grad and backward, that keeps views of the gr
 SLOW_PATHS S30; torch.optim.Optimizer.zero_grad in PyTorch's documentation.
 """
 
+from perfscope import patch
 from perfscope.probe import Finding, Place, replace
 
 USES = ("config", "trace")
@@ -68,6 +69,10 @@ def _by_shape(rows, name) -> dict[str, int]:
 
 def fix(workload):
     return replace(workload, set_to_none=True)
+
+
+def edit(source):
+    return [patch.keyword(source, call, "set_to_none", "True") for call in source.calls("zero_grad") if any(k.arg == "set_to_none" for k in call.keywords)]
 
 
 def plant(workload):
