@@ -53,7 +53,8 @@ def detect(evidence):
     yield Finding("", f"{len(again)} parameters are cast {extra} times more than once per step", places,
                   "one autocast context around the whole forward pass", share=evidence.time_share("_to_copy"),
                   basis="ceiling" if evidence.trace is not None else "",
-                  evidence={"parameters": len(again), "casts": sum(map(len, again.values())), "too_many": extra, "bytes": moved, "operators": len(evidence.ops)})
+                  evidence={"parameters": len(again), "casts": sum(map(len, again.values())), "too_many": extra, "bytes": moved,
+                            "operators": len(evidence.ops)})
 
 
 @contextmanager

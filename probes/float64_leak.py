@@ -1,8 +1,8 @@
 """float64 where float32 was meant: one NumPy array or one double buffer, and all that it touches is computed in double precision.
 
 ## What it sees
-Operators of the step whose results are float64 (single numbers do not count), at least one per cent of the bytes that the step
-computes, or of its time in a trace; and where it begins: a parameter, a buffer, an input, or an operator in your code.
+Operators of the step that read or write float64 (single numbers do not count, nor do casts from it), at least one per cent of the
+bytes that all operators touch, or of the time in a trace; and where it begins: a parameter, a buffer, an input, or an operator in your code.
 
 ## Why it is slow
 float64 doubles the bytes, and spreads: float32 combined with float64 gives float64. CPUs compute it at half the rate, without
@@ -26,13 +26,18 @@ from perfscope.probe import Finding, Place, add, replace
 
 USES = ("ops", "trace")
 CODE = "x = x.float()                           # at the line where it begins; np.float32 for arrays"
-SHARE = 0.01                # of the bytes computed, or of the time: the smallest change that matters (METHOD 8)
+SHARE = 0.01                # of the bytes touched, or of the time: the smallest change that matters (METHOD 8)
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def wide(t) -> bool:
     """Whether a tensor is float64 and no single number."""
     return t.dtype == "float64" and t.numel > 1
+
+
+def narrows(o) -> bool:
+    """Whether an operator is the cure itself: a copy of a float64 tensor to a smaller type."""
+    return o.name in ("_to_copy", "copy_") and not any(wide(t) for t in o.outputs)
 
 
 def detect(evidence):
@@ -43,15 +48,15 @@ def detect(evidence):
 
 
 def _in_ops(evidence):
-    results = [(o, t) for o in evidence.ops for t in o.outputs if t.dtype in FLOATS]
-    double, total = sum(t.bytes for _, t in results if wide(t)), sum(t.bytes for _, t in results)
+    touched = [(o, t) for o in evidence.ops if not narrows(o) for t in (*o.inputs, *o.outputs) if t.dtype in FLOATS]
+    double, total = sum(t.bytes for _, t in touched if wide(t)), sum(t.bytes for _, t in touched)
     if not total or double / total < SHARE:
         return
     given, made = [], []
     for o in evidence.ops:
-        if not any(wide(t) for t in o.outputs) or o.phase == "backward":
-            continue
         inside = [t for t in o.inputs if wide(t)]
+        if o.phase == "backward" or narrows(o) or not inside and not any(wide(t) for t in o.outputs):
+            continue
         if not inside or o.phase == "data":
             made.append(o)
         elif any(t.parameter for t in inside) or any(t.dtype in FLOATS and not wide(t) and t.numel > 1 for t in o.inputs):
@@ -65,15 +70,15 @@ def _in_ops(evidence):
     whole = bool(parameters) and all(d == "float64" for d in parameters.values())
     shares = _shares(evidence)
     text = "the whole model is float64" if whole else f"float64 begins at {len(places)} place{'s' * (len(places) != 1)} of a model that is not"
-    yield Finding("", f"{text}: {double / total:.0%} of the bytes computed are in double precision", places, "make it float32 where it begins",
+    yield Finding("", f"{text}: {double / total:.0%} of the bytes that its operators touch are double precision", places, "make it float32 where it begins",
                   share=shares, basis="" if shares is None else "ceiling", extra={"hint": True} if made and not given and not entering else {},
                   note="if this precision is wanted, suppress this probe" if whole else "",
-                  evidence={"float64_bytes": double, "bytes": total, "operators": len({id(o) for o, t in results if wide(t)})})
+                  evidence={"float64_bytes": double, "bytes": total, "operators": len({id(o) for o, t in touched if wide(t)})})
 
 
 def _words(o) -> str:
     inputs = ", ".join(f"{t.dtype} {t.shape}" + (f" ({t.parameter})" if t.parameter else "") for t in o.inputs)
-    return f"{o.name} of {inputs or 'no tensor'} gives {next(t.shape for t in o.outputs if wide(t))} float64"
+    return f"{o.name} of {inputs or 'no tensor'} gives {', '.join(f'{t.dtype} {t.shape}' for t in o.outputs)}"
 
 
 def _double_rows(trace) -> list:

@@ -38,6 +38,7 @@ SHARE = 0.01                # of the kernels' time in a trace: the smallest chan
 WITHOUT = re.compile(r"sgemm|simt|scudnn|f32f32_f32f32", re.I)
 MODERN = re.compile(r"ampere|sm(8\d|9\d|1\d\d)|cutlass_?[89]\d|cutlass3x|cutlass_simt", re.I)
 OFF = ("ieee", "none")
+SWITCHES = ("float32_matmul_precision", "matmul.allow_tf32", "matmul.fp32_precision", "cudnn.allow_tf32", "cudnn.conv.fp32_precision")
 
 
 def matmul_off(switches) -> bool:
@@ -71,7 +72,7 @@ def _in_ops(evidence):
         (o.module or o.line or f"{o.phase} phase", f"{o.name} of float32 {' x '.join(str(t.shape) for t in o.inputs[:3])}") for o in seen))
     which = " and ".join(w for w, n in (("matmuls", matmuls), ("convolutions", convolutions))
                          if n and any((o.name in CONVOLUTIONS) == (w == "convolutions") for o in seen))
-    switches = {k: s.get(k) for k in ("float32_matmul_precision", "matmul.allow_tf32", "matmul.fp32_precision", "cudnn.allow_tf32", "cudnn.conv.fp32_precision")}
+    switches = {k: s.get(k) for k in SWITCHES}
     yield Finding("", f"float32 {which} run without TF32: {flops / total:.0%} of the step's arithmetic", places, "allow TF32",
                   share=evidence.time_share(*sorted({o.name for o in seen})), basis="ceiling" if evidence.trace is not None else "",
                   evidence={"flops": flops, "all_flops": total, "switches": switches})
@@ -104,7 +105,8 @@ def examples():
     def seen(on):
         precision = {"float32_matmul_precision": "high" if on else "highest", "matmul.allow_tf32": on, "matmul.fp32_precision": "tf32" if on else "none",
                      "cudnn.allow_tf32": True, "cudnn.conv.fp32_precision": "tf32"}
-        bias, x, w = Tensor((4096,), "float32", (1,), "cuda"), Tensor((512, 1024), "float32", (1024, 1), "cuda"), Tensor((1024, 4096), "float32", (1, 1024), "cuda")
+        bias, x = Tensor((4096,), "float32", (1,), "cuda"), Tensor((512, 1024), "float32", (1024, 1), "cuda")
+        w = Tensor((1024, 4096), "float32", (1, 1024), "cuda")
         call = OpCall("addmm", (bias, x, w), (Tensor((512, 4096), "float32", (4096, 1), "cuda"),), module="up")
         return Evidence(Config("cuda", "NVIDIA H100 80GB HBM3", (9, 0), torch="2.13.0", switches=precision), ops=(call,))
     return seen(False), seen(True)
