@@ -153,7 +153,8 @@ def _counters() -> dict[str, Any]:
 
 
 def _compiled_since(before: dict[str, Any]) -> dict[str, Any]:
-    """`graph_breaks`, their `graph_break_reasons` (first lines) and `cudagraph_skips` since then."""
+    """Since then: `graph_breaks` (one is counted again for every frame around it and every time that it is compiled: whether there are
+    any, rather than how many), their `graph_break_reasons` (first lines) and `cudagraph_skips`."""
     now = _counters()
     old = before.get("reasons", {})
     new = {reason: n - old.get(reason, 0) for reason, n in now.get("reasons", {}).items() if n > old.get(reason, 0)}

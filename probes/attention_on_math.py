@@ -86,9 +86,9 @@ def _share(evidence) -> float | None:
 
 
 def _shapes(c) -> str:
-    names = ("query", "key", "value", "mask")
-    extras = [f"dropout {c.args['dropout_p']}"] * bool(c.args.get("dropout_p")) + ["causal"] * bool(c.args.get("is_causal")) \
-        + ["grouped heads"] * bool(c.args.get("enable_gqa"))
+    names = ("query", "key", "value", "mask") if c.name == "scaled_dot_product_attention" else ("scores",)
+    dropout, causal, grouped = (c.args.get(n) for n in ("dropout_p", "is_causal", "enable_gqa"))
+    extras = [f"dropout {dropout}"] * bool(dropout) + ["causal"] * bool(causal) + ["grouped heads"] * bool(grouped)
     return ", ".join([f"{n} {t.shape} {t.dtype}" for n, t in zip(names, c.inputs)] + extras)
 
 

@@ -1,7 +1,7 @@
 """torch.compile breaks the model into pieces, or compiles again and again.
 
 ## What it sees
-Dynamo's own counters: graph breaks (with their reasons) and skipped CUDA graphs since the step was first compiled, frames that it
+Dynamo's own counters: the reasons of graph breaks and skipped CUDA graphs since the step was first compiled, frames that it
 still compiled during the steps after the warm-up. In a trace: compilation inside the recorded steps.
 
 ## Why it is slow
@@ -37,15 +37,16 @@ def detect(evidence):
         places.append(Place("recompiling", f"{seen['compilations']} frames compiled in {seen.get('steps', 0)} steps after the warm-up"))
     if seen.get("cudagraph_skips"):
         places.append(Place("CUDA graphs skipped", f"{seen['cudagraph_skips']} times: TORCH_LOGS=perf_hints says why"))
-    if compiled is not None and compiled.compiling and not evidence.config.observed:
-        places.append(Place("compiling", f"{compiled.compiling} times within the recorded steps, {compiled.compiling_ns / 1e6:.1f} ms"))
+    within = compiled.compiling if compiled is not None and not seen else 0       # one's own recording is watched by `observed`
+    if within:
+        places.append(Place("compiling", f"{within} times within the recorded steps, {compiled.compiling_ns / 1e6:.1f} ms"))
     if not places:
         return
-    breaks, again = seen.get("graph_breaks", 0), seen.get("compilations", 0) or (compiled.compiling if compiled is not None else 0)
-    what = [f"breaks into pieces {breaks} time{'s' * (breaks > 1)}"] * bool(breaks) + ["is compiled again during the steps"] * bool(again) \
+    kinds, again = sum(p.where == "graph break" for p in places), seen.get("compilations", 0) or within
+    what = [f"breaks into pieces for {kinds} reason{'s' * (kinds > 1)}"] * bool(kinds) + ["is compiled again during the steps"] * bool(again) \
         + ["runs without its CUDA graphs"] * bool(seen.get("cudagraph_skips"))
     yield Finding("", f"the compiled model {', '.join(what)}", tuple(places), "take out what breaks or changes the graph",
-                  evidence={"graph_breaks": breaks, "compilations": again, "cudagraph_skips": seen.get("cudagraph_skips", 0)})
+                  evidence={"graph_break_reasons": kinds, "compilations": again, "cudagraph_skips": seen.get("cudagraph_skips", 0)})
 
 
 def broken(model):
