@@ -203,7 +203,7 @@ def outcome(model, by_name: bool, record: Record, options: Options, chosen: dict
     changes: dict[str, Any] = {"code": "\n".join(line for line in code if line)}
     if by_name and record.kept:
         from perfscope.patch import patch_for
-        made = patch_for(options.model, record.kept, chosen)
+        made = patch_for(options.model, record.kept, chosen, found.environment.device)
         changes |= {"patch": made.diff, "extra": {**record.extra, "patch_file": made.file, "not_patched": list(made.missing)}}
     if by_name:
         try:
