@@ -51,6 +51,7 @@ def diagnose(model: Any = "resnet9", *, options: Options | None = None, asked: A
     options  perfscope.options.Options, or its fields by name; at most one batch size
     out      folder for run.json
     Raises PerfscopeError for what the user can put right. A probe that fails is in `failed`; status "incomplete" then.
+    Ctrl-C in the quick look gives what was found, status "interrupted"; before that there is nothing, and KeyboardInterrupt.
     """
     from perfscope.provenance import new_id, provenance
     from perfscope.measure.ranks import Ranks
@@ -61,14 +62,15 @@ def diagnose(model: Any = "resnet9", *, options: Options | None = None, asked: A
     if len(options.batch_sizes) > 1:
         raise UsageError("a diagnosis is of one batch size", "For example: --batch 128")
     chosen = choose(asked)
-    record = Record(run_id or new_id(name), provenance=provenance(options, False, Ranks()), suppressed=asked.suppress)
+    record = Record(run_id or new_id(name), provenance=provenance(options, by_name, Ranks(), "diagnose"), suppressed=asked.suppress)
     cost: dict[str, float] = {}
     if by_name:
         record, findings = _elsewhere(options, asked, chosen, record, cost, stage)
     else:
         record, findings = _here(model, options, asked, chosen, record, cost, stage)
+    ended = "incomplete" if any(f in chosen for f in record.failed) else "complete"
     record = replace(record, findings=known(ranked(findings), asked.baseline), own_cost=cost,
-                     status="incomplete" if any(f in chosen for f in record.failed) else "complete")
+                     status="interrupted" if record.status == "interrupted" else ended)
     if out is not None:
         save(record, Path(out) / "run.json")
     return record
@@ -125,7 +127,15 @@ def _elsewhere(options, asked, chosen, record, cost, stage):
                                          target=LOOK_TARGET, max_rounds=LOOK_ROUNDS, seed=options.seed)
     except PerfscopeError as e:
         return replace(record, warnings=(*record.warnings, Warned("no-look", f"the cures could not be looked at: {e.message}", e.hint))), seen.findings
+    except KeyboardInterrupt as e:
+        return looked(record, seen.findings, cut_short(getattr(e, "answer", None)), chosen)
     return looked(record, seen.findings, turns, chosen)
+
+
+def cut_short(answer: dict | None):
+    """The turns of a look that Ctrl-C ended: what its process still answered, or none."""
+    from perfscope.turns import Turns
+    return replace(from_dict(Turns, answer) if answer and "error" not in answer else Turns(), stop="interrupted")
 
 
 def record_trace(options: Options, folder: Path) -> tuple[str | None, list[Warned]]:
@@ -236,6 +246,7 @@ def looked(record: Record, findings, turns, chosen: dict) -> tuple[Record, list[
             f = replace(f, note=f.note or "not tried here, because compiling takes long: it may also be slower; `perfscope fix` measures it")
         out.append(f)
     step = stats.seconds_interval([r.step_s[BEFORE] for r in turns.rounds]) if turns.rounds else None
+    record = replace(record, status="interrupted") if turns.stop == "interrupted" else record
     return replace(record, rounds=turns.rounds, step=step, warnings=(*record.warnings, *turns.warnings)), out
 
 
@@ -258,8 +269,11 @@ def _here(model, options, asked, chosen, record, cost, stage):
         return record, seen.findings
     stage("a quick look at the cures")
     with spending(cost, "look_s"):
-        turns = take_turns(lambda stack: probing.apply(workload, stack, chosen), {BEFORE: (), **{c: (c,) for c in stacks}}, device=options.device,
-                           batch_size=seen.batch_size, budget_s=LOOK_S, target=LOOK_TARGET, max_rounds=LOOK_ROUNDS, seed=options.seed, keep_original=True)
+        try:
+            turns = take_turns(lambda stack: probing.apply(workload, stack, chosen), {BEFORE: (), **{c: (c,) for c in stacks}}, device=options.device,
+                               batch_size=seen.batch_size, budget_s=LOOK_S, target=LOOK_TARGET, max_rounds=LOOK_ROUNDS, seed=options.seed, keep_original=True)
+        except KeyboardInterrupt:
+            turns = cut_short(None)
     return looked(record, seen.findings, turns, chosen)
 
 

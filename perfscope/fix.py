@@ -54,7 +54,7 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
         _known(cure, chosen)
     found = diagnose(model, options=options, asked=asked, stage=stage)
     options = replace(options, batch_sizes=(found.batch_size,))
-    record = Record(run_id or new_id(name), provenance=provenance(options, False, Ranks()), environment=found.environment, workload=found.workload,
+    record = Record(run_id or new_id(name), provenance=provenance(options, by_name, Ranks(), "fix"), environment=found.environment, workload=found.workload,
                     method={**method(options), "processes": PROCESSES if by_name else 1, "least_rounds": LEAST_ROUNDS}, batch_size=found.batch_size,
                     findings=found.findings, warnings=found.warnings, own_cost=dict(found.own_cost))
     lab = Lab(model, by_name, options, asked, chosen, found.step.point if found.step else 0.1)
@@ -66,6 +66,9 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
         record = replace(record, **changes)
         if out is not None:
             save(record, Path(out) / "run.json")
+    if found.status == "interrupted":
+        put(status="interrupted")
+        return record
     try:
         for i, cure in enumerate(order):
             done = next((k for k in record.kept if _probe(k) == _probe(cure)), None)
@@ -89,7 +92,7 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
                 put(confirmed=confirm_fix(options, record.kept, asked.folders, stage))
         put(status="incomplete" if found.failed else "complete")
     except KeyboardInterrupt:
-        if not record.trials:
+        if not record.trials and not record.findings:
             raise
         put(status="interrupted")
     return record
@@ -99,7 +102,7 @@ def candidates(findings: tuple[Finding, ...], chosen: dict) -> list[str]:
     """The cures to try: those of the most valuable findings first, those that take long to try after the others."""
     fired = dict.fromkeys(f.probe for f in findings if f.curable and not f.known)
     first = {f.probe: f.extra.get("cure", "") for f in findings}
-    names = [(getattr(chosen[p], "COSTLY", False), i, c != first[p], c) for i, p in enumerate(fired) for c in probing.cure_names(p, chosen[p])]
+    names = [(probing.costly(chosen[p], c), i, c != first[p], c) for i, p in enumerate(fired) for c in probing.cure_names(p, chosen[p])]
     return [c for *_, c in sorted(names, key=lambda n: n[:3])]
 
 

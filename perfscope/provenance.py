@@ -22,20 +22,20 @@ def new_id(name: str) -> str:
     return f"{datetime.datetime.now().strftime('%Y-%m-%dT%H-%M-%S')}_{safe}"
 
 
-def provenance(options: Options, named_model: bool, ranks: Ranks) -> Provenance:
+def provenance(options: Options, named_model: bool, ranks: Ranks, verb: str = "breakdown") -> Provenance:
     """Where a run comes from: versions, git, the command that repeats it."""
     return Provenance(started_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                      argv=tuple(sys.argv), command=command(options, ranks.size) if named_model else "", versions=machine.versions(),
+                      argv=tuple(sys.argv), command=command(options, ranks.size, verb) if named_model else "", versions=machine.versions(),
                       git=machine.git_state(os.getcwd()), seed=options.seed)
 
 
-def command(options: Options, world_size: int = 1) -> str:
+def command(options: Options, world_size: int = 1, verb: str = "breakdown") -> str:
     """What to type to run it again."""
     import shlex
     from decimal import Decimal
     exact = lambda v, times=1: f"{(Decimal(repr(float(v))) * times).normalize():f}"  # noqa: E731: no exponent, no rounding
     start = ["perfscope"] if world_size == 1 else ["torchrun", "--nproc-per-node", str(world_size), "-m", "perfscope"]
-    default, words = Options(), [*start, "breakdown", "--model", options.model]
+    default, words = Options(), [*start, verb, "--model", options.model]
     for flag, name, show in (("--batch", "batch_sizes", lambda v: ",".join(map(str, v))), ("--dtype", "dtype", str),
                              ("--memory-format", "memory_format", str), ("--compile", "compile", str),
                              ("--device", "device", str), ("--precision", "precision", lambda v: f"{exact(v, 100)}%"),
