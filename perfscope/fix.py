@@ -73,7 +73,8 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
         for i, cure in enumerate(order):
             done = next((k for k in record.kept if _probe(k) == _probe(cure)), None)
             if done:
-                put(trials=(*record.trials, Trial(cure, record.kept, "rejected", reason=f"{done} is kept already: another cure of the same", text=lab.text(cure))))
+                reason = f"{done} is kept already: another cure of the same"
+                put(trials=(*record.trials, Trial(cure, record.kept, "rejected", reason=reason, text=lab.text(cure))))
                 continue
             stage(f"{i + 1} of {len(order)}: {cure}")
             with spending(record.own_cost, "trials_s"):
