@@ -78,17 +78,12 @@ def _can_use(name: str, params) -> tuple[bool, str]:
 
 
 def _why_not_on_cpu(q, k, v, mask, dropout) -> str:
-    if dropout > 0:
-        return "dropout is not 0"
-    if mask is not None and mask.requires_grad:
-        return "the mask requires a gradient"
-    if any(t.dim() != 4 for t in (q, k, v)):
-        return "query, key and value have to have 4 dimensions"
-    if q.shape[-1] != v.shape[-1] or q.shape[-1] != k.shape[-1]:
-        return f"the heads of query, key and value have different widths: {q.shape[-1]}, {k.shape[-1]}, {v.shape[-1]}"
-    if any(t.stride(-1) != 1 for t in (q, k, v)):
-        return "the last dimension of query, key or value is not contiguous"
-    return ""
+    reasons = {"dropout is not 0": dropout > 0, "the mask requires a gradient": mask is not None and mask.requires_grad,
+               "query, key and value have to have 4 dimensions": any(t.dim() != 4 for t in (q, k, v)),
+               f"the heads of query, key and value have different widths: {q.shape[-1]}, {k.shape[-1]}, {v.shape[-1]}":
+                   not q.shape[-1] == k.shape[-1] == v.shape[-1],
+               "the last dimension of query, key or value is not contiguous": any(t.stride(-1) != 1 for t in (q, k, v))}
+    return "; ".join(text for text, true in reasons.items() if true)
 
 
 def _name(value: Any) -> str:

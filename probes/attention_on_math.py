@@ -53,7 +53,7 @@ def detect(evidence):
         found = list(evidence.calls("_safe_softmax", phase="forward"))
         causes = {(): found} if found else {}
     for why, found in causes.items():
-        curable = any(word in said for _, said in why for word in CURABLE)
+        curable = any(all(any(word in part for word in CURABLE) for part in said.split("; ")) for _, said in why)
         words = "; ".join(f"{name}: {said}" for name, said in why)
         off = why and all(said == "switched off" for _, said in why)
         reason = "the fused backends are switched off" if off else words or "PyTorch does not say why"

@@ -11,7 +11,7 @@ pass. Fused attention never writes it.
 
 ## Cure
 F.scaled_dot_product_attention: scale, mask, causality and dropout are its arguments. It is a hint: only the author knows what
-else the code does with the scores.
+else the code does with the scores. Models of transformers: attn_implementation="sdpa".
 
 ## Not for
 Code that uses the attention's weights, other scores than scaled products (biases that are learned are fine: they are a mask).

@@ -39,7 +39,7 @@ def test_attention_is_recorded_with_its_backend_and_leaves_no_trace():
 @pytest.mark.parametrize("change, reason", [
     ({}, None), ({"dropout": 0.1}, "dropout"), ({"mask": torch.zeros(16, 16, requires_grad=True)}, "gradient"),
     ({"v": torch.randn(2, 4, 16, 16)}, "widths: 8, 8, 16"), ({"q": torch.randn(2, 4, 8, 16).transpose(2, 3)}, "not contiguous"),
-    ({"q": torch.randn(4, 16, 8)}, "4 dimensions"), ({"mask": torch.zeros(16, 16)}, None)])
+    ({"q": torch.randn(4, 16, 8)}, "4 dimensions"), ({"dropout": 0.1, "mask": torch.zeros(16, 16, requires_grad=True)}, "not 0; the mask"), ({"mask": torch.zeros(16, 16)}, None)])
 def test_the_reasons_on_a_cpu_are_those_that_torch_acts_on(change, reason):
     given = {"q": torch.randn(2, 4, 16, 8), "k": torch.randn(2, 4, 16, 8), "v": torch.randn(2, 4, 16, 8), "mask": None, "dropout": 0.0} | change
     why = backends.why_not(*given.values())
