@@ -19,6 +19,7 @@ SLOW_PATHS S47; Myrtle, "How to train your ResNet 4" (2018): the data set on the
 """
 
 from perfscope.probe import Config, Evidence, Finding, Place, replace
+from perfscope.sections import percent
 from perfscope.workload import feed
 
 USES = ("config",)
@@ -40,8 +41,8 @@ def detect(evidence):
         share = c.loader.get("batch_s", 0.0) / c.step_s if c.loader.get("in_process") else 0.0
     if share < SHARE:
         return
-    yield Finding("", f"the data set ({size / 1e6:.0f} MB) fits on the GPU ({free / 1e9:.1f} GB free), and making its batches on the CPU takes {share:.1%} "
-                  "of the step", (Place("data", f"{c.loader.get('samples')} samples in a {c.loader.get('dataset')}, {c.loader.get('workers')} workers"),),
+    yield Finding("", f"the data set ({size / 1e6:.0f} MB) fits on the GPU ({free / 1e9:.1f} GB free), and making its batches on the CPU takes "
+                  f"{percent(share, 3)} of the step", (Place("data", f"{c.loader.get('samples')} samples in a {c.loader.get('dataset')}, {c.loader.get('workers')} workers"),),
                   "keep the data set on the device and cut the batches there", share=min(share, 1.0), basis="ceiling",
                   evidence={"dataset_bytes": size, "free_bytes": free})
 

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from perfscope.measure import machine
 from perfscope.probe import Finding, Place, replace
+from perfscope.sections import percent
 from perfscope.workload import feed
 
 USES = ("config", "trace")
@@ -52,9 +53,9 @@ def _in_trace(evidence):
         return
     names = [n for n in t.marks if n.startswith("enumerate(")]
     workers = any("MultiProcess" in n for n in names)
-    n, idle = len(t.steps), "" if not t.device_events else f"; {exposed_ns / step_ns:.1%} while the device has nothing to do"
+    n, idle = len(t.steps), "" if not t.device_events else f"; {percent(exposed_ns / step_ns, 3)} while the device has nothing to do"
     text = ("the loader's workers do not keep up" if workers else "the training process loads its own batches") \
-        + f": loading takes {loader_ns / step_ns:.1%} of the step ({loader_ns / n / 1e6:.1f} of {step_ns / n / 1e6:.1f} ms){idle}"
+        + f": loading takes {percent(loader_ns / step_ns, 3)} of the step ({loader_ns / n / 1e6:.1f} of {step_ns / n / 1e6:.1f} ms){idle}"
     saw = ", ".join(f"{t.marks[m]} x {m.partition('#')[2] or m}" for m in names) or "the loading is marked in the trace"
     yield Finding("", text, (Place("data", saw + (": num_workers=0" if any("SingleProcess" in m for m in names) else "")),),
                   "more workers, or cheaper transforms" if workers else "load in workers, or in a thread, while the step runs",
@@ -72,7 +73,7 @@ def _in_config(evidence):
     places = [Place("data", f"{where}: one batch takes {1e3 * facts['batch_s']:.2f} ms in the training thread, the step {1e3 * c.step_s:.2f} ms")]
     places += [Place(line, f"{n} operators of the pipeline") for line, n in lines.most_common(3)]
     note = "there is one core: nothing else can load meanwhile, cheaper transforms are the way" if c.device == "cpu" and c.cores < 2 else ""
-    yield Finding("", f"the training process loads its own batches: {share:.1%} of the step", tuple(places),
+    yield Finding("", f"the training process loads its own batches: {percent(share, 3)} of the step", tuple(places),
                   "load in workers, or in a thread, while the step runs", share=min(share, 1.0), basis="ceiling", note=note,
                   evidence={"loading_share": share, "batch_s": facts["batch_s"], "step_s": c.step_s})
 

@@ -22,6 +22,7 @@ SLOW_PATHS S43; CUDA Runtime API, "API synchronization behavior"; PyTorch tutori
 from dataclasses import replace as changed
 
 from perfscope.probe import Config, Evidence, Finding, Place, replace
+from perfscope.sections import percent
 from perfscope.trace.analysis import RankAnalysis
 from perfscope.trace.steps import Step
 from perfscope.trace.tables import Copy, Sync
@@ -65,7 +66,7 @@ def _in_trace(t):
     amount = f"{size / 1e6:.1f} MB at {size / ns:.1f} GB/s, " if size else ""
     places = [Place(c.kind, f"{c.count} copies, {c.total_ns / 1e6:.2f} ms") for c in rows]
     places += [Place(s.where or s.op, f"{s.count} x {s.name} inside {s.op}, {s.total_ns / 1e6:.2f} ms: the host waits") for s in waits]
-    yield Finding("", f"{count} copies to the device from pageable memory: {amount}{ns / 1e6:.2f} ms, {ns / step_ns:.1%} of the steps", tuple(places),
+    yield Finding("", f"{count} copies to the device from pageable memory: {amount}{ns / 1e6:.2f} ms, {percent(ns / step_ns, 3)} of the steps", tuple(places),
                   _CURE, share=ns / step_ns, basis="ceiling", evidence={"copies": count, "bytes": size or None, "ns": ns})
 
 

@@ -203,6 +203,10 @@ def test_workers_that_were_stopped_are_gone_and_others_come():
     assert next(it)[1].tolist() == [0, 1, 2, 3, 4]
 
 
+def small_batch(n):
+    return torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)
+
+
 def test_in_turns_a_version_loads_only_in_its_own():
     active, seen = [None], {"before": [], "cured": []}
 
@@ -218,9 +222,9 @@ def test_in_turns_a_version_loads_only_in_its_own():
         def data(n):
             while True:
                 seen[name].append(active[-1])
-                yield torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)
+                yield small_batch(n)
         model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
-        return Workload(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), lambda n: (torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)),
+        return Workload(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), small_batch,
                         feed.in_thread(data) if stack else data, contexts=(turn,))
     turns = take_turns(make, {"before": (), "cured": ("x",)}, device="cpu", batch_size=2, budget_s=5.0, target=0.0, max_rounds=6)
     assert len(turns.rounds) == 6 and not turns.errors
@@ -234,7 +238,7 @@ def test_a_sample_covers_the_bursts_of_its_workers():
     def make(stack):
         model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
         slow = (lambda: mock.patch.object(nn.Linear, "forward", lambda self, x: (time.sleep(0.03), nn.functional.linear(x, self.weight, self.bias))[1]),)
-        return Workload(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), lambda n: (torch.randn(n, 4), torch.zeros(n, dtype=torch.int64)),
+        return Workload(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), small_batch,
                         endless(DataLoader(samples, 6, num_workers=len(stack))), contexts=slow)
     turns = take_turns(make, {"before": (), "cured": ("x", "y")}, device="cpu", batch_size=6, budget_s=0.1, target=0.0, max_rounds=1)
     assert turns.errors == {} and turns.steps_per_sample == 8, "a step is longer than a sample has to be; two workers, four times"
@@ -330,7 +334,8 @@ def test_a_trace_of_the_same_run_says_whether_the_gpu_waits_for_the_data():
     assert found("data_fits_on_device", replace(ill, trace=rank(exposed=2_000_000, copies=copies)))[0].share == pytest.approx(0.06)
 
 
-@pytest.mark.parametrize("change, fires", [({}, True), ({"persistent": True}, False), ({"workers": 0}, False), ({"samples": 800}, False), ({"samples": None}, False)])
+@pytest.mark.parametrize("change, fires", [({}, True), ({"persistent": True}, False), ({"workers": 0}, False), ({"samples": 800}, False),
+                                           ({"samples": None}, False)])
 def test_each_condition_of_restarted_workers(change, fires):
     ill = {"workers": 2, "persistent": False, "samples": 400, "in_process": False, "batch_s": 0.0}
     assert bool(found("worker_restart", Evidence(config(loader={**ill, **change})))) == fires
@@ -359,7 +364,8 @@ def test_the_cure_of_threads_is_over_with_the_step():
 
 # ---------------------------------------------------------------- memory
 
-@pytest.mark.parametrize("observed, fires", [({"device_alloc": 5}, True), ({"device_alloc": 4}, False), ({"alloc_retries": 1}, True), ({"empty_cache": 5}, False), ({}, False)])
+@pytest.mark.parametrize("observed, fires", [({"device_alloc": 5}, True), ({"device_alloc": 4}, False), ({"alloc_retries": 1}, True),
+                                             ({"empty_cache": 5}, False), ({}, False)])
 def test_allocations_per_step(observed, fires):
     e = Evidence(config(device="cuda", observed={"steps": 5, "device_alloc": 0, "alloc_retries": 0, "empty_cache": 0, **observed}))
     assert bool(found("allocator_churn", e)) == fires
@@ -485,7 +491,8 @@ def test_the_warning_is_read_as_pytorch_writes_it():
 
 def micro_batches(sizes, forwards=4, updates=1, name="allreduce"):
     calls = tuple(Call("ProfilerStep#1", "", i, name, n, i, 1_000_000) for i, n in enumerate(sizes))
-    return Evidence(Config(device="cuda"), trace=rank(marks={"DistributedDataParallel.forward": forwards, "Optimizer.step#SGD.step": updates}, collectives=calls))
+    marks = {"DistributedDataParallel.forward": forwards, "Optimizer.step#SGD.step": updates}
+    return Evidence(Config(device="cuda"), trace=rank(marks=marks, collectives=calls))
 
 
 @pytest.mark.parametrize("sizes, more, fires", [
