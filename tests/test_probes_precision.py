@@ -237,12 +237,15 @@ def test_mixed_precision_only_where_float32_is_most_of_the_arithmetic():
 
 
 def test_mixed_precision_only_where_arithmetic_is_a_substantial_part():
-    """With a trace by time, from a fifth on; without one by FLOP per byte, from 1 on."""
-    for own, fires in ((200, True), (199, False)):
-        trace = RankAnalysis(0, 1, "", ops=(op_row(own=own), op_row("aten::tanh", own=1000 - own)))
-        assert bool(found("no_mixed_precision", on_cpu(mm(), trace=trace))) is fires
+    """With a trace by time, from a fifth on; without one by FLOP per byte, from 1 on; 4 are enough on a CPU."""
     call = mm(n=16, k=16, m=16)                                             # 8192 FLOP on 3072 bytes
     beside = lambda n: OpCall("tanh", (Tensor((n,), "float32", (1,)),))     # noqa: E731
+    for own, fires in ((200, True), (199, False)):
+        trace = RankAnalysis(0, 1, "", ops=(op_row(own=own), op_row("aten::tanh", own=1000 - own)))
+        assert bool(found("no_mixed_precision", on_cpu(call, trace=trace))) is fires
+        assert found("no_mixed_precision", on_cpu(mm(n=24, k=24, m=24), trace=trace)), "4 FLOP per byte"
+        assert bool(found("no_mixed_precision", on_cpu(mm(n=23, k=23, m=23), trace=trace))) is fires
+        assert bool(found("no_mixed_precision", replace(on_gpu([mm(device="cuda")]), trace=replace(trace, device_events=1)))) is fires
     assert found("no_mixed_precision", on_cpu(call, beside((8192 - 3072) // 4)))
     assert not found("no_mixed_precision", on_cpu(call, beside((8192 - 3072) // 4 + 1)))
 
@@ -441,6 +444,10 @@ def test_depthwise():
     assert found("depthwise_off_cudnn", from_elsewhere(traced([kernel(name, 10, "convolution"), kernel("gemm", 990)], ops)))[0].share == pytest.approx(0.01)
     assert not found("depthwise_off_cudnn", from_elsewhere(traced([kernel(name, 10, "convolution"), kernel("gemm", 991)], ops)))
     assert list(module.CURES) == ["channels_last", "cudnn"]
+    if not hasattr(torch.backends.cudnn, "depthwise_kernel"):
+        with pytest.raises(ValueError, match="2.13"):
+            module.CURES["cudnn"](contract.subject("conv"))
+        return
     cured = module.CURES["cudnn"](contract.subject("conv"))
     with cured.contexts[0]():
         assert torch.backends.cudnn.depthwise_kernel == "cudnn"
