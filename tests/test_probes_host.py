@@ -39,7 +39,8 @@ def test_attention_is_recorded_with_its_backend_and_leaves_no_trace():
 @pytest.mark.parametrize("change, reason", [
     ({}, None), ({"dropout": 0.1}, "dropout"), ({"mask": torch.zeros(16, 16, requires_grad=True)}, "gradient"),
     ({"v": torch.randn(2, 4, 16, 16)}, "widths: 8, 8, 16"), ({"q": torch.randn(2, 4, 8, 16).transpose(2, 3)}, "not contiguous"),
-    ({"q": torch.randn(4, 16, 8)}, "4 dimensions"), ({"dropout": 0.1, "mask": torch.zeros(16, 16, requires_grad=True)}, "not 0; the mask"), ({"mask": torch.zeros(16, 16)}, None)])
+    ({"q": torch.randn(4, 16, 8)}, "4 dimensions"), ({"dropout": 0.1, "mask": torch.zeros(16, 16, requires_grad=True)}, "not 0; the mask"),
+    ({"mask": torch.zeros(16, 16)}, None)])
 def test_the_reasons_on_a_cpu_are_those_that_torch_acts_on(change, reason):
     given = {"q": torch.randn(2, 4, 16, 8), "k": torch.randn(2, 4, 16, 8), "v": torch.randn(2, 4, 16, 8), "mask": None, "dropout": 0.0} | change
     why = backends.why_not(*given.values())
@@ -300,7 +301,8 @@ def test_waits_in_a_trace():
 @pytest.mark.parametrize("name, inputs, output, args, waiting", [
     ("_to_copy", [((4,), "float32", "cuda")], "cpu", {}, True), ("_to_copy", [((4,), "float32", "cuda")], "cpu", {"non_blocking": True}, False),
     ("_to_copy", [((4,), "float32", "cpu")], "cuda", {}, False), ("copy_", [((4,), "float32", "cpu"), ((4,), "float32", "cuda")], "cpu", {}, True),
-    ("index", [((4,), "float32", "cuda"), ((4,), "bool", "cuda")], "cuda", {}, True), ("index", [((4,), "float32", "cuda"), ((2,), "int64", "cuda")], "cuda", {}, False),
+    ("index", [((4,), "float32", "cuda"), ((4,), "bool", "cuda")], "cuda", {}, True),
+    ("index", [((4,), "float32", "cuda"), ((2,), "int64", "cuda")], "cuda", {}, False),
     ("nonzero", [((4,), "bool", "cuda")], "cuda", {}, True), ("nonzero", [((4,), "bool", "cpu")], "cpu", {}, False),
     ("repeat_interleave", [((4,), "int64", "cuda")], "cuda", {}, True), ("repeat_interleave", [((4,), "int64", "cuda")], "cuda", {"output_size": 9}, False)])
 def test_what_waits_for_the_gpu(name, inputs, output, args, waiting):
@@ -326,7 +328,8 @@ def test_the_line_that_reads_is_the_users():
 
 
 @pytest.mark.parametrize("change, fires", [({}, True), ({"own_step_s": 0.005}, False), ({"own_step_s": 0.02}, True), ({"queue": 10, "max_ns": 40_000}, False),
-                                           ({"queue": 10}, True), ({"queue": 0, "max_ns": 40_000}, True), ({"loader": 0.9}, False), ({"cuda_graph": True}, False)])
+                                           ({"queue": 10}, True), ({"queue": 0, "max_ns": 40_000}, True), ({"loader": 0.9}, False),
+                                           ({"cuda_graph": True}, False)])
 def test_when_a_step_is_bound_by_launches(change, fires):
     """Busy for 4 of 20 ms: idle for the host, for the loader, with long kernels, with a queue; and as timed without a profiler."""
     long = change.get("max_ns", 9_000)
@@ -413,6 +416,7 @@ def test_a_graph_break_is_counted_with_its_reason():
     seen = contract.evidence_of(probe("compile_pathologies").plant(contract.subject("conv"))).config.observed
     assert seen["graph_breaks"] >= 1 and seen["compilations"] == 0
     assert [r for r in seen["graph_break_reasons"] if "graph_break()" not in r] == [] and len(seen["graph_break_reasons"]) == 1
+    torch._dynamo.reset()
     whole = contract.evidence_of(add(contract.subject("conv"), on_model=[partial(torch.compile, backend="eager")])).config.observed
     assert (whole["graph_breaks"], whole["compilations"]) == (0, 0)
 
