@@ -17,7 +17,7 @@ from perfscope.errors import UsageError
 DTYPES = ("float32", "half", "bfloat16", "amp-half", "amp-bfloat16")     # the names of perfscope.options
 CAST = ("half", "bfloat16")                                             # those where the weights are cast too
 OPTIMIZERS = ("sgd", "adam", "adamw", "adadelta", "muon")
-SCHEDULES = ("constant", "triangular", "linear", "cosine", "onecycle", "cyclic", "step")
+SCHEDULES = ("constant", "triangular", "cosine", "onecycle", "cyclic", "step")
 FLIPS = ("off", "random", "alternating")
 VIEWS = ("off", "flip", "shift", "flip+shift")
 
