@@ -101,9 +101,9 @@ def _cifar_sources(place: Path, parts: tuple[str, ...]) -> Iterator[tuple[str, C
     if not set(parts) <= set(CIFAR_PICKLES):
         return
     if all((place / CIFAR_PICKLES[p][0]).is_file() for p in parts):
-        paths = [place / CIFAR_PICKLES[p][0] for p in parts]
         yield "CIFAR-10, pickled batches (MD5 checked)", lambda: [
-            archives.pickled(archives.verified(path, "md5", CIFAR_PICKLES[p][1]).read_bytes(), path) for p, path in zip(parts, paths)]
+            archives.pickled(data, path) for path, data in [            # all are checked before the first is opened
+                (place / file, archives.verified(place / file, "md5", md5)) for file, md5 in map(CIFAR_PICKLES.get, parts)]]
     for remote, under, files, reader in ((CIFAR_BINARY, "cifar-10-batches-bin", CIFAR_FILES, archives.records),
                                          (CIFAR_PYTHON, "cifar-10-batches-py", CIFAR_PICKLES, archives.pickled)):
         path = place / remote.name
