@@ -20,7 +20,7 @@ from pathlib import Path
 
 from perfscope import facts
 from perfscope.comparable import Changed, changes, check_both, check_one, notes, other_device
-from perfscope.errors import UsageError
+from perfscope.errors import RecordError, UsageError
 from perfscope.measure import stats
 from perfscope.measure.attribution import derive
 from perfscope.measure.stats import Interval, Verdict
@@ -128,7 +128,9 @@ def compare(a: Run | str | Path, b: Run | str | Path, smallest: float = stats.MA
 
 
 def _opened(x) -> tuple[Run, str]:
-    run, path = (x, f"runs/{x.id}") if isinstance(x, Run) else (load(x), str(x))
+    run, path = (x, f"runs/{x.id}") if hasattr(x, "kind") else (load(x), str(x))
+    if not isinstance(run, Run):
+        raise RecordError(f"{path} is the record of a {run.kind}, not of a breakdown", "Compare two of: perfscope breakdown")
     stale = any(r.derived is None and r.rounds for r in run.batches)      # derived values may have been left out
     return (derive(run) if stale else run), path
 

@@ -108,7 +108,9 @@ def rows(run: Run) -> list[Row]:
 
 
 def headline(run: Run) -> list[str]:
-    """What was measured, where, how well: the pieces of the first line."""
+    """What was measured, where, how well: the pieces of the first line. Records of other kinds say it themselves."""
+    if hasattr(run, "headline"):
+        return [plain(p) for p in run.headline() if p]
     w, env = run.workload, run.environment
     setting = ", ".join(
         plain(s)

@@ -393,8 +393,24 @@ def save(run: Run, path) -> Path:
     return path
 
 
-def load(path) -> Run:
-    """Reads a record from `run.json`, or from the folder that holds it. Raises RecordError with the reason."""
+def kinds() -> dict[str, type]:
+    """Every kind of record and its class: "breakdown" is `Run`; any other kind is a file `perfscope/records/<kind>.py`.
+
+    Such a file, standard library only, has a frozen dataclass `Record` with at least id, kind, status, schema, provenance,
+    environment, warnings and extra as in `Run`, and `headline()`, the pieces of its first line, the name first.
+    """
+    from importlib import import_module
+
+    from perfscope import registry
+
+    return {"breakdown": Run, **{name: import_module(f"perfscope.records.{name}").Record for name in registry.names("records")}}
+
+
+def load(path) -> Any:
+    """Reads a record from `run.json`, or from the folder that holds it: a `Run`, or another kind's Record.
+
+    Raises RecordError with the reason.
+    """
     path = Path(path)
     if os.path.isdir(path):                     # unlike Path.is_dir it never raises, however long the name
         path = path / "run.json"
@@ -418,7 +434,11 @@ def load(path) -> Run:
     if schema != SCHEMA:
         raise RecordError(f"{path} was written by a newer perfscope: schema {schema}, this one reads {SCHEMA}",
                           "Update perfscope: pip install -U perfscope")
+    kind = data.get("kind", "breakdown")
+    found = kinds().get(kind if isinstance(kind, str) else "", None)
+    if found is None:
+        raise RecordError(f"{path} is the record of a {kind!r}: this perfscope knows {', '.join(kinds())}", "Update perfscope: pip install -U perfscope")
     try:
-        return from_dict(Run, data)
+        return from_dict(found, data)
     except (TypeError, KeyError, ValueError) as e:
         raise RecordError(f"{path} is damaged: {e}", "Records are written whole; this one was changed afterwards.") from None

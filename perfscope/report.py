@@ -1,8 +1,11 @@
 """The report of one or more runs: `report(run, path)`. Sections and renderers are the files of `reports/`.
 
 A section is a file with TITLE, ORDER, `render(run) -> str` (an HTML fragment, "" if it has nothing to say) and, if
-it is not for every kind of run, KINDS. A renderer is a file with FORMAT and `render(runs, fragments, **options)
--> str`. A section that wants an option names it: `def render(run, article=None)`. Needs no torch, prints nothing.
+it is not for breakdowns alone, KINDS: the kinds of record that it is for, `sections.EVERY` for all. It may have
+`text(run)`, its paragraphs and tables (`str`, `sections.Rows`) for the terminal and Markdown; without a `render` the
+page shows those. (A breakdown's terminal and Markdown reports are laid out by hand.) A renderer is a file with FORMAT
+and `render(runs, fragments, **options) -> str`. A section that wants an option names it: `def render(run,
+article=None)`. Needs no torch, prints nothing. Kinds: see perfscope.record.load.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Sequence
 from perfscope import registry
 from perfscope.errors import EnvironmentError_, PerfscopeError, UsageError
 from perfscope.record import Run
-from perfscope.sections import Html, escape, slug
+from perfscope.sections import EVERY, Html, Rows, blocks_html, escape, slug
 
 #: What a file name says about the format.
 SUFFIXES = {".html": "html", ".htm": "html", ".md": "markdown", ".markdown": "markdown", ".txt": "terminal"}
@@ -29,6 +32,7 @@ class Fragment:
     name: str
     title: str
     html: Html
+    text: tuple[str | Rows, ...] = ()
 
 
 def _plugins() -> dict[str, ModuleType]:
@@ -42,7 +46,7 @@ def renderers() -> dict[str, ModuleType]:
 
 def sections(kind: str) -> list[tuple[str, ModuleType]]:
     """(name, module) of every section for this kind of run, in the order of the page."""
-    found = [(n, m) for n, m in _plugins().items() if hasattr(m, "TITLE") and kind in getattr(m, "KINDS", (kind,))]
+    found = [(n, m) for n, m in _plugins().items() if hasattr(m, "TITLE") and {kind, EVERY} & set(getattr(m, "KINDS", ("breakdown",)))]
     return sorted(found, key=lambda pair: (pair[1].ORDER, pair[0]))
 
 
@@ -50,16 +54,19 @@ def fragments(run: Run, options: dict) -> list[Fragment]:
     """What every section says about a run. A section that fails says so on the page; the others still stand."""
     out = []
     for name, module in sections(run.kind):
-        wanted = {k: v for k, v in options.items() if k in inspect.signature(module.render).parameters}
+        draw = getattr(module, "render", None)
+        wanted = {k: v for k, v in options.items() if draw and k in inspect.signature(draw).parameters}
+        text: tuple = ()
         try:
-            body = module.render(run, **wanted)
+            text = tuple(module.text(run)) if hasattr(module, "text") else ()
+            body = draw(run, **wanted) if draw else blocks_html(text)
         except PerfscopeError:
             raise
         except Exception as e:  # somebody's own section must not cost the report
-            why = escape(f"{name} could not be drawn: {type(e).__name__}: {e}")
-            body = f'<p class="alarm">The section {why}</p>'
-        if body:
-            out.append(Fragment(slug(name), module.TITLE, Html(body)))
+            why = f"The section {name} could not be drawn: {type(e).__name__}: {e}"
+            body, text = f'<p class="alarm">{escape(why)}</p>', (why,)
+        if body or text:
+            out.append(Fragment(slug(name), module.TITLE, Html(body), text))
     return out
 
 
@@ -70,7 +77,7 @@ def render(run: Run | Sequence[Run], format: str = "html", **options) -> str:
     (terminal: ANSI colours), next_command (terminal: the last line). Raises UsageError for an unknown format and
     EnvironmentError_ if the page needs plotly and it is not installed.
     """
-    runs = [run] if isinstance(run, Run) else list(run)
+    runs = list(run) if isinstance(run, (list, tuple)) else [run]
     if not runs:
         raise UsageError(
             "there is no run to report on", "Give one or more run.json files, or the folders that hold them."

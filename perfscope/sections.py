@@ -14,6 +14,7 @@ import re
 import unicodedata
 import zlib
 from base64 import b85encode
+from dataclasses import dataclass
 
 from perfscope.measure import digits
 from perfscope.measure.stats import Interval
@@ -36,6 +37,7 @@ COLOURS = {
 }
 GREY = "#9AA0A6"
 DASH = "–"  # nothing was measured
+EVERY = "*"  # in a section's KINDS: for every kind of record
 
 #: Colours that the page fills in, so that a figure follows light and dark mode.
 TEXT, MUTED, GRID, GROUND = "theme:text", "theme:muted", "theme:grid", "theme:ground"
@@ -43,6 +45,14 @@ TEXT, MUTED, GRID, GROUND = "theme:text", "theme:muted", "theme:grid", "theme:gr
 
 class Html(str):
     """Markup that is already safe; every other string is escaped where it is shown."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A small table in text, for every format: titles, then rows of as many texts. The first column is a name."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 # ---------------------------------------------------------------- text
@@ -157,6 +167,11 @@ def table(head, rows, caption: str = "", sortable: bool = True) -> Html:
         f'<div class="frame"><table class="{"sortable" if sortable else "still"}">{title}'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def blocks_html(blocks) -> Html:
+    """Paragraphs (`str`) and tables (`Rows`) as HTML."""
+    return Html("".join(table(b.head, b.rows) if isinstance(b, Rows) else f"<p>{escape(b)}</p>" for b in blocks))
 
 
 def pairs(values: dict) -> Html:

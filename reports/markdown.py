@@ -6,7 +6,7 @@ import re
 
 from perfscope import facts
 from perfscope.record import Run, label
-from perfscope.sections import DASH, plain, scaled, share, words
+from perfscope.sections import DASH, Rows, plain, scaled, share, words
 
 FORMAT = "markdown"
 
@@ -94,6 +94,19 @@ def one(run: Run) -> str:
     return "\n\n".join(b for b in blocks if b)
 
 
+def other(run, found) -> str:
+    """The blocks of a record that is no breakdown: its headline, and what its sections have to say in text."""
+    first, *rest = facts.headline(run)
+    said = []
+    for f in found:
+        said += [f"#### {escape(f.title)}"] if f.title and f.text else []
+        said += [table([escape(h) for h in b.head], [[escape(c) for c in row] for row in b.rows]) if isinstance(b, Rows) else escape(b)
+                 for b in f.text]
+    command = code(run.provenance.command) if run.provenance.command else ""
+    blocks = [f"### {escape(first)}", " · ".join(escape(p) for p in rest), *said, command, f"<sub>perfscope {escape(run.id)}</sub>"]
+    return "\n\n".join(b for b in blocks if b)
+
+
 def render(runs, fragments=None, **_) -> str:
     """The runs, one after the other, as GitHub Markdown."""
-    return "\n\n---\n\n".join(one(run) for run in runs) + "\n"
+    return "\n\n---\n\n".join(one(r) if r.kind == "breakdown" else other(r, fragments(r)) for r in runs) + "\n"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from perfscope.record import Run
-from perfscope.sections import details, pairs
+from perfscope.sections import EVERY, details, pairs
 
 TITLE = "Workload and machine"
 ORDER = 95
+KINDS = (EVERY,)
 
 
 def filled(thing) -> dict:
@@ -25,9 +26,9 @@ def filled(thing) -> dict:
 def render(run: Run) -> str:
     """The workload first, the machine and the versions folded away."""
     env, origin = run.environment, run.provenance
+    workload = getattr(run, "workload", None)
     first = {
-        "workload": run.workload.name,
-        **{k: v for k, v in filled(run.workload).items() if k != "name"},
+        **({"workload": workload.name, **{k: v for k, v in filled(workload).items() if k != "name"}} if workload else {}),
         "device": env.device_name or env.device,
     }
     folded = [

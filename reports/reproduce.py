@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from perfscope.record import Run, to_dict
-from perfscope.sections import amount, embed, escape, pack, slug
+from perfscope.sections import EVERY, amount, embed, escape, pack, slug
 
 TITLE = "Run it again, take the data"
 ORDER = 99
+KINDS = (EVERY,)
 LARGEST = 430_000  # bytes of a packed record in a page of at most 2.5 MB: plotly takes 1.84, figures and text about 0.2
 
 

@@ -9,7 +9,7 @@ import unicodedata
 
 from perfscope import facts
 from perfscope.record import Run, label
-from perfscope.sections import DASH, plain, scaled, words
+from perfscope.sections import DASH, Rows, plain, scaled, words
 
 FORMAT = "terminal"
 WIDTH = 80
@@ -157,8 +157,35 @@ def one(run: Run, style, next_command: str) -> list[str]:
     return [*lines, "", *(style("green", t) for t in wrap(f"next: {last}", "", "  "))]
 
 
+def grid(rows: Rows) -> list[str]:
+    """A small table: the first column to the left, the others to the right. One that is too wide gives a block per row."""
+    cells = [[plain(c) for c in row] for row in (rows.head, *rows.rows)]
+    wide = [max(width(row[i]) for row in cells) for i in range(len(rows.head))]
+    if sum(wide) + 2 * len(wide) > WIDTH:
+        return [line for row in cells[1:] for line in wrap("; ".join(f"{h} {c}" for h, c in zip(cells[0], row) if c), "  ", "    ")]
+    pad = lambda text, w, left: text + " " * (w - width(text)) if left else " " * (w - width(text)) + text  # noqa: E731
+    return ["  " + "  ".join(pad(c, w, i == 0) for i, (c, w) in enumerate(zip(row, wide))) for row in cells]
+
+
+def other(run, found, style, next_command: str) -> list[str]:
+    """The lines of a record that is no breakdown: its headline, and what its sections have to say in text."""
+    lines = [style("bold", t) for t in header(run)]
+    for f in found:
+        shout = "yellow" if f.name == "warnings" else ""
+        lines += ["", *([style("bold", f.title)] if f.title and not shout and f.text else [])] if f.text else []
+        for block in f.text:
+            if isinstance(block, Rows):
+                head, *rest = grid(block) or [""]
+                lines += [style("dim", head), *rest]
+            else:
+                lines += [style(shout, t) if shout else t for t in wrap(block, "", "  ")]
+    last = next_command or f"perfscope report runs/{plain(run.id)} --open"
+    return [*lines, "", *(style("green", t) for t in wrap(f"next: {last}", "", "  "))]
+
+
 def render(runs, fragments=None, color: bool = False, next_command: str = "", **_) -> str:
     """The runs, one after the other, in lines of at most 80 columns; ANSI colours only with `color`."""
     style = (lambda kind, t: f"\x1b[{STYLES[kind]}m{t}\x1b[0m") if color else (lambda kind, t: t)
-    blocks = ["\n".join(line.rstrip() for line in one(run, style, next_command)) for run in runs]
+    drawn = [one(r, style, next_command) if r.kind == "breakdown" else other(r, fragments(r), style, next_command) for r in runs]
+    blocks = ["\n".join(line.rstrip() for line in lines) for lines in drawn]
     return f"\n\n{'─' * WIDTH}\n\n".join(blocks) + "\n"

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from perfscope.record import Run
-from perfscope.sections import escape
+from perfscope.sections import EVERY, escape
 
 TITLE = "Warnings"
 ORDER = 38
+KINDS = (EVERY,)
+
+
+def text(run: Run) -> list[str]:
+    """Every warning with its hint, a paragraph each."""
+    told = [(w.text if w.text.startswith(f"{w.code}:") else f"{w.code}: {w.text}", w.hint) for w in run.warnings]
+    return [f"{what} -> {hint}" if hint else what for what, hint in told]
 
 
 def render(run: Run) -> str:

@@ -104,8 +104,9 @@ def test_every_section_says_something_about_a_full_record(runs):
 
 def test_sections_are_for_their_kinds_only(runs):
     names = {name for name, _ in report_sections("something-else")}
-    assert {"verdict", "warnings", "provenance", "reproduce"} <= names and "scaling" not in names
-    assert render(replace(runs["cpu"], kind="something-else"))
+    assert {"warnings", "provenance", "reproduce"} <= names and not {"verdict", "scaling"} & names
+    for format in ("html", "terminal", "markdown"):
+        assert render(replace(runs["cpu"], kind="something-else"), format)
 
 
 @pytest.mark.parametrize("name", EVERY)
