@@ -39,7 +39,8 @@ TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 class Dataset:
     """Images uint8 (n, c, h, w) and labels int64 (n,), to train on and to evaluate on.
 
-    Images of a large image folder are LazyImages, which look like a tensor and are decoded when they are indexed. `split` says for the certificate what is trained and evaluated on, `source` which files it came from, without their path.
+    Images of a large image folder are LazyImages, which look like a tensor and are decoded when they are indexed. `split`
+    says for the certificate what is trained and evaluated on, `source` which files it came from, without their path.
     """
 
     name: str
@@ -60,10 +61,9 @@ def load(name: str, folder: str | os.PathLike | None = None, holdout: int = 0, d
     """The data set of that name: "mnist", "cifar10", "cifar10:VARIANT", or "images:SIZE" for an image folder.
 
     `folder`: where to look, and to download to; left out, $PERFSCOPE_DATA and then the user's cache (image folders: the
-    folder itself; left out, `images` in one of these). `holdout` n > 0
-    evaluates on the last n training images, which are then not trained on, instead of the test set. Raises DataError
-    if it is not there or a file is not the official one, EnvironmentError_ if it cannot be downloaded, UsageError for
-    an unknown name or a holdout that leaves nothing.
+    folder itself; left out, `images` in one of these). `holdout` n > 0 evaluates on the last n training images, which
+    are then not trained on, instead of the test set. Raises DataError if it is not there or a file is not the official
+    one, EnvironmentError_ if it cannot be downloaded, UsageError for an unknown name or a holdout that leaves nothing.
     """
     base, _, variant = name.partition(":")
     sized = base == "images" and (not variant or variant.isdigit() and int(variant) in SIZES)
