@@ -98,10 +98,7 @@ class Trick:
     on: Mapping[str, Any] = field(default_factory=dict)
     off: Mapping[str, Any] = field(default_factory=dict)
     value: str = ""                     # the field that `--with trick=VALUE` sets
-
-    def is_on(self, s: Settings) -> bool:
-        """Whether these settings use it: any of its fields is not what "off" says."""
-        return any(getattr(s, k) != v for k, v in self.off.items() if hasattr(s, k))
+    exact: bool = False                 # on only if its fields are what `on` says: muon, one optimizer of several
 
 
 BAG = "He et al., Bag of Tricks for Image Classification, 2018"
@@ -142,7 +139,7 @@ TRICKS: dict[str, Trick] = {t.name: t for t in (
     Trick("ghost_norm", "batch norm over groups of the batch", "Hoffer et al. 2017; Myrtle, part 7", {"ghost": 32}, {"ghost": 0}, "ghost"),
     Trick("whitening", "first convolution fixed to the whitening of the training patches", f"{MYRTLE}, part 8; {AIRBENCH}", {"whiten": True}, {"whiten": False}),
     Trick("muon", "matrices move along orthogonalised momentum (torch.optim.Muon), the rest by Adam", "Jordan et al., Muon, 2024",
-          {"optimizer": "muon"}, {"optimizer": "sgd"}),
+          {"optimizer": "muon"}, {"optimizer": "sgd"}, exact=True),
     Trick("ema", "evaluation with an exponential moving average of the weights", "Polyak & Juditsky 1992; Myrtle, part 8", {"ema": 0.99}, {"ema": 0.0}, "ema"),
     Trick("tta", "mean over mirrored or shifted views of each evaluation image", f"{MYRTLE}, part 8; {AIRBENCH}",
           {"tta": "flip"}, {"tta": "off", "tta_share": 1.0}, "tta"),
@@ -177,6 +174,8 @@ def changes(recipe: Any, name: str, on: bool) -> dict[str, Any]:
 
 def _is_on(s: Settings, name: str, recipe: Any) -> bool:
     off = changes(recipe, name, False)
+    if name in TRICKS and TRICKS[name].exact:
+        return all(getattr(s, k, None) == v for k, v in changes(recipe, name, True).items())
     return bool(off) and any(hasattr(s, k) and getattr(s, k) != v for k, v in off.items())
 
 

@@ -18,11 +18,13 @@ from perfscope.measure.ranks import Ranks
 from perfscope.tricks import Settings, evaluation, images, losses, nets, optimizers, schedules
 
 
-def fit(model: Callable[[Settings], nn.Module], data: Any, s: Settings, seed: int, log: Callable, ranks: Ranks = Ranks()) -> torch.Tensor:
+def fit(model: Callable[[Settings], nn.Module], data: Any, s: Settings, seed: int, log: Callable, ranks: Ranks = Ranks(), *,
+        optimizer: Callable | None = None, loss: Callable | None = None) -> torch.Tensor:
     """Trains model(s) on data.train_* and gives float32 logits (n, classes) of data.test_images.
 
     data, s, seed, log, ranks: see perfscope.recipes. With several ranks each takes its part of every batch (DDP averages
     the gradients), and of the evaluation images. Images that do not fill the last batch of an epoch are left out.
+    optimizer(parameters) and loss(logits, labels) stand in for those of the settings; the optimizer's lr is the peak then.
     """
     device = data.train_images.device
     torch.manual_seed(seed)
@@ -31,15 +33,15 @@ def fit(model: Callable[[Settings], nn.Module], data: Any, s: Settings, seed: in
         raise UsageError(f"a batch of {batch} cannot be split over {ranks.size} ranks")
     net = nets.placed(model(s), s, device)
     load(net, s.checkpoint)
-    train = Trainer(net, s, device, schedules.peak_lr(s, batch), teacher(model, s, device), ranks)
+    train = Trainer(net, s, device, schedules.peak_lr(s, batch), teacher(model, s, device), ranks, optimizer, loss)
     per_epoch = max(1, len(data.train_images) // batch)
     steps = max(1, round(s.epochs * per_epoch))
     train.schedule(steps, per_epoch)
     step = 0
     for epoch, x, y in batches(data, s, seed, batch, per_epoch, steps, ranks):
-        loss = train.step(x, y)
+        lost = train.step(x, y)
         step += 1
-        log(step / per_epoch, loss)
+        log(step / per_epoch, lost)
         if s.early_stop and step % per_epoch == 0 and data.test_labels is not None:
             out = train.evaluate(data.test_images)
             if float((out.argmax(1) == data.test_labels).float().mean()) >= s.early_stop:
@@ -107,12 +109,14 @@ def load(net: nn.Module, path: str) -> None:
 class Trainer:
     """A network with its optimizers, schedules and averages: `step` once per batch, `evaluate` at the end."""
 
-    def __init__(self, net: nn.Module, s: Settings, device: torch.device, lr: float, teacher: nn.Module | None, ranks: Ranks):
-        self.s, self.net, self.device, self.teacher, self.ranks = s, net, device, teacher, ranks
+    def __init__(self, net: nn.Module, s: Settings, device: torch.device, lr: float, teacher: nn.Module | None, ranks: Ranks,
+                 optimizer: Callable | None = None, loss: Callable | None = None):
+        self.s, self.net, self.device, self.teacher, self.ranks, self.loss = s, net, device, teacher, ranks, loss
         named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
         self.masters = optimizers.Masters(named) if s.master else None
         self.named = named
-        self.optimizers = optimizers.make(self.masters.named if self.masters else named, s, lr)
+        moved = self.masters.named if self.masters else named
+        self.optimizers = [optimizers.theirs(optimizer, moved, s)] if optimizer else optimizers.make(moved, s, lr)
         self.scaler = torch.amp.GradScaler(device.type) if s.dtype == "amp-half" else None
         self.ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(s.ema), use_buffers=True) if s.ema else None
         self.coin = torch.Generator().manual_seed(torch.initial_seed() % 2 ** 62 + 7 + ranks.rank)    # mixup's
@@ -141,8 +145,8 @@ class Trainer:
             out = self.forward(x)
             with torch.no_grad():
                 taught = self.teacher(x) if self.teacher else None
-        loss = losses.loss(out.float(), y, smoothing=s.label_smoothing, other=other, lam=lam, teacher=taught, weight=s.distill_weight,
-                           temperature=s.temperature)
+        loss = self.loss(out.float(), y) if self.loss else losses.loss(
+            out.float(), y, smoothing=s.label_smoothing, other=other, lam=lam, teacher=taught, weight=s.distill_weight, temperature=s.temperature)
         scale = s.loss_scale or 1.0
         (self.scaler.scale(loss) if self.scaler else loss * scale if scale != 1.0 else loss).backward()
         if self.masters:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import Callable, Iterable
 
 import torch
 from torch import nn
 
-from perfscope.errors import EnvironmentError_
+from perfscope.errors import EnvironmentError_, UsageError
 from perfscope.tricks import Settings
 
 Named = list[tuple[str, torch.Tensor]]
@@ -31,6 +31,17 @@ def make(named: Named, s: Settings, lr: float) -> list[torch.optim.Optimizer]:
         return [torch.optim.Adadelta(g, lr)]
     kind = torch.optim.AdamW if s.optimizer == "adamw" else torch.optim.Adam
     return [kind(g, lr, betas=s.betas, eps=s.eps, **fused)]
+
+
+def theirs(make: Callable, named: Named, s: Settings) -> torch.optim.Optimizer:
+    """Somebody's own optimizer for these parameters, made fused if the settings say so. UsageError if it cannot be."""
+    found = make([p for _, p in named])
+    if not s.fused or found.defaults.get("fused"):
+        return found
+    try:
+        return type(found)(found.param_groups, **{**found.defaults, "fused": True, "foreach": None})
+    except (TypeError, RuntimeError) as e:
+        raise UsageError(f"{type(found).__name__} cannot be fused: {e}") from None
 
 
 def matrix(t: torch.Tensor) -> torch.Tensor:
