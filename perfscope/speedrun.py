@@ -146,7 +146,8 @@ def begin(options: Options, made: Sequence[Contender], data, run_id: str, device
 
     import datetime
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    origin = Provenance(started, tuple(sys.argv), planning.command(options, ranks.size), machine.versions(), machine.git_state(Path(__file__).parent), options.seed)
+    origin = Provenance(started, tuple(sys.argv), planning.command(options, ranks.size), machine.versions(),
+                        machine.git_state(Path(__file__).parent), options.seed)
     if options.mode == "certify" and made[0].arm.leaks:
         raise UsageError(f"{made[0].arm.name} cannot be certified: it {made[0].arm.leaks[0]}", "Leave --certify out to run it all the same.")
     runs = options.runs or planning.RUNS[options.mode]

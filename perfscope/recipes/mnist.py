@@ -40,9 +40,9 @@ class Settings(tricks.Settings):
     memory_format: str = "channels_last"
     tta: str = "shift"
     tta_share: float = 0.1
-    width1: int = 24
+    width1: int = 16
     width2: int = 32
-    hidden: int = 128
+    hidden: int = 64
     strided: bool = True                # stem of stride 2; False: stride 1 and a max-pool
     norm: bool = True
 
