@@ -19,7 +19,7 @@ from torch import nn
 
 from perfscope import tricks
 from perfscope.errors import UsageError
-from perfscope.tricks import evaluation, images, loop, nets, schedules
+from perfscope.tricks import captured, evaluation, images, loop, nets, schedules
 
 DATASET, TARGET = "cifar10", 0.94
 
@@ -74,11 +74,11 @@ REFUSES |= {"dropout": "the network has none", "zero_gamma": "the network has no
 
 def check(s: Settings) -> None:
     """UsageError for what the loop below does not know."""
-    unknown = {"mixup": s.mixup, "distillation": s.teacher, "ema": s.ema, "early_stop": s.early_stop, "ghost_norm": s.ghost, "cutout": s.cutout,
-               "dropout": s.dropout, "zero_gamma": s.zero_gamma, "fused": s.fused, "a DataLoader": not s.preloaded, "lr_batch": s.lr_batch,
-               "no_decay": s.no_decay, f"dtype {s.dtype}": s.dtype in tricks.CAST, f"optimizer {s.optimizer}": s.optimizer not in ("muon", "sgd"),
-               f"schedule {s.schedule}": s.schedule in ("onecycle", "cyclic"), f"compile {s.compile}": s.compile == "reduce-overhead"}
-    if wrong := [name for name, on in unknown.items() if on]:
+    wrong = [name for name in tricks.active(s) if name in REFUSES]
+    wrong += [what for what, is_so in {
+        "loader": not s.preloaded, f"dtype {s.dtype}": s.dtype in tricks.CAST, f"optimizer {s.optimizer}": s.optimizer not in ("muon", "sgd"),
+        f"schedule {s.schedule}": s.schedule in ("onecycle", "cyclic"), f"compile {s.compile}": s.compile == "reduce-overhead"}.items() if is_so]
+    if wrong:
         raise UsageError(f"recipe cifar10 has no {wrong[0]}: {REFUSES.get(wrong[0], OWN_LOOP)}")
     if len(s.widths) != 3 or s.whiten_epochs <= 0:
         raise UsageError("recipe cifar10 needs three widths and whiten_epochs above 0", "For example: widths=64/256/256")
@@ -124,44 +124,6 @@ def model(s: Settings) -> nn.Module:
     return Net(s)
 
 
-# ---------------------------------------------------------------- optimizers: plain tensor functions, so that a graph can hold them
-
-def orthogonal(g: torch.Tensor, iterations: int) -> torch.Tensor:
-    """(k, m, n) -> matrices near U V^T of each one's U S V^T, by Newton-Schulz with the quintic of Jordan et al. (Muon, 2024)."""
-    tall = g.shape[1] > g.shape[2]
-    x = (g.mT if tall else g).bfloat16()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(iterations):
-        square = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return (x.mT if tall else x).to(g.dtype)
-
-
-def with_momentum(grads: list, buffers: list, momentum: float) -> list:
-    """Nesterov's direction; `buffers` go on in place."""
-    torch._foreach_mul_(buffers, momentum)
-    torch._foreach_add_(buffers, grads)
-    return list(torch._foreach_add(grads, buffers, alpha=momentum))
-
-
-def sgd_step(params: list, grads: list, buffers: list, lr: torch.Tensor, momentum: float, decay: float) -> None:
-    """One step of SGD with Nesterov momentum and L2 decay, in place; lr is a 0-dimensional tensor."""
-    step = with_momentum(list(torch._foreach_add(grads, params, alpha=decay)), buffers, momentum)
-    torch._foreach_mul_(step, lr)
-    torch._foreach_sub_(params, step)
-
-
-def muon_step(params: list, grads: list, buffers: list, lr: torch.Tensor, momentum: float, iterations: int) -> None:
-    """One step of Muon, in place: each filter bank, held at norm sqrt(rows), moves by lr times an orthogonal matrix."""
-    step = with_momentum(grads, buffers, momentum)
-    for shape in {p.shape for p in params}:                 # equal shapes are orthogonalised together
-        same = [i for i, p in enumerate(params) if p.shape == shape]
-        moves = orthogonal(torch.stack([step[i].flatten(1) for i in same]), iterations)
-        for i, move in zip(same, moves):
-            p = params[i]
-            p.mul_(shape[0] ** 0.5 / p.norm()).sub_(move.view(shape) * lr)
-
-
 # ---------------------------------------------------------------- a run
 
 class Run:
@@ -204,13 +166,7 @@ class Run:
                 half = nets.whitening(x, 2, s.whiten_eps)
                 self.net.first.weight.copy_(torch.cat([half, -half]))
                 self.net.first.bias.zero_()
-            epochs = -(-total // n)
-            image = torch.cat([torch.randperm(n) for _ in range(epochs)])[:total]
-            epoch = torch.arange(total) // n
-            mirrored = {"alternating": (torch.rand(n) < 0.5)[image] ^ (epoch % 2 == 1), "random": torch.rand(total) < 0.5,
-                        "off": torch.zeros(total, dtype=torch.bool)}[s.flip]
-            y, x = torch.randint(2 * s.crop + 1, (2, total))
-            table = torch.stack([image, y, x, mirrored.long()]).view(4, self.steps, self.ranks.size, -1)
+            table = captured.drawn(n, total, s.crop, s.flip).view(4, self.steps, self.ranks.size, -1)
             self.rows.copy_(table[:, :, self.ranks.rank].transpose(0, 1))
             share = torch.tensor([schedules.factor(s, i, self.steps, max(1, round(self.per_epoch))) for i in range(self.steps)], device="cpu")
             first = (1 - torch.arange(self.steps, device="cpu") / (s.whiten_epochs * self.per_epoch)).clamp(min=0)
@@ -249,16 +205,16 @@ class Run:
             if self.ranks.size > 1:
                 for tensor in (*grads, loss):
                     torch.distributed.all_reduce(tensor)
-            of = {p: g for p, g in zip(params, grads)}
+            left = iter(grads)
             for i, (kind, buffers) in enumerate(zip(self.kinds, self.buffers)):
-                mine = [of[p] for p in kind]
+                mine = [next(left) for _ in kind]
                 if i == 0 and s.optimizer == "muon":
-                    muon_step(kind, mine, buffers, rate[0], s.momentum, s.iterations)
+                    captured.muon_step(kind, mine, buffers, rate[0], s.momentum, s.iterations)
                 elif kind:
                     base = (s.sgd_lr, s.lr, s.head_lr, s.lr)[i]
-                    sgd_step(kind, mine, buffers, rate[i], s.momentum if i == 0 else s.small_momentum, s.weight_decay / base)
+                    captured.sgd_step(kind, mine, buffers, rate[i], s.momentum if i == 0 else s.small_momentum, s.weight_decay / base)
             self.losses.index_copy_(0, self.t, loss.view(1) / self.batch)
-            self.t += 1
+            self.t.add_(1).remainder_(self.steps)           # the trial calls of a capture may be more than there are rows
 
     def logits(self) -> torch.Tensor:
         """Of the test images, with the views of the settings."""
@@ -270,41 +226,33 @@ class Run:
         self.replay_step, self.replay_logits = self.step, self.logits
         if self.device.type == "cuda" and self.ranks.size == 1:
             self.net.train()
-            self.replay_step = graph(self.step)
+            self.replay_step = captured.graph(self.step, self.device)
             self.net.eval()
-            self.replay_logits = graph(self.logits)
+            self.replay_logits = captured.graph(self.logits, self.device)
 
 
-def graph(call):
-    """`call` as a CUDA graph: a function that replays it and gives its result, always the same tensor."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        result = call()
-
-    def replay():
-        captured.replay()
-        return result
-    return replay
+KEPT: dict = {}         # arm -> its Run, for the graphs and the compiled code: `begin` overwrites every value in it
+MOST = 32               # arms of an ablation that are kept; a Run takes about 0.5 GB and what its graphs need
 
 
-KEPT: dict = {}         # the last Run, for its graphs and compiled code: `begin` overwrites every value in it
+def prepared_run(data, s: Settings, seed: int, ranks) -> Run:
+    """The Run of these settings and shapes: the one kept from an earlier call, or a new one, captured."""
+    key = s, data.train_images.shape, data.test_images.shape, data.train_images.device, ranks
+    if key in KEPT:
+        return KEPT[key]
+    run = Run(s, data, ranks)
+    if run.device.type == "cuda" or s.compile != "off":     # else there is nothing to keep
+        if len(KEPT) == MOST:
+            del KEPT[next(iter(KEPT))]
+        KEPT[key] = run
+        run.begin(data, seed)
+    run.capture()
+    return run
 
 
 def train(data, s: Settings, seed: int, log, ranks) -> torch.Tensor:
     """Logits of data.test_images."""
-    key = s, data.train_images.shape, data.test_images.shape, data.train_images.device, ranks
-    if key not in KEPT:
-        KEPT.clear()
-        KEPT[key] = Run(s, data, ranks)
-        KEPT[key].begin(data, seed)
-        KEPT[key].capture()
-    run = KEPT[key]
+    run = prepared_run(data, s, seed, ranks)
     run.begin(data, seed)
     run.net.train()
     for i in range(run.steps):
