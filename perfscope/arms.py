@@ -1,7 +1,8 @@
 """Arms of a speedrun: what to train, from words like "mnist", "mnist_ladder:3" or "mnist_cnn,dtype=amp-bfloat16,fused=true".
 
 A spec is NAME[:VARIANT][,field=value...]. NAME is a recipe, or anything that perfscope.workload.resolve knows: then the
-recipe beside it gives data, length, schedule and settings, and the workload its model, optimizer and loss.
+recipe beside it gives data, length and schedule, the workload its model, optimizer and loss, and precision and layout are
+float32 and contiguous unless the spec says otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from perfscope import registry, tricks
 from perfscope.errors import UsageError
 from perfscope.records.speedrun import Arm
 
+#: What a workload does not take over from the recipe that trains it: how fast it computes is the workload's own business.
+NEUTRAL = {"dtype": "float32", "norm_float": False, "master": False, "loss_scale": 0.0, "memory_format": "contiguous", "fused": False, "compile": "off"}
 #: Input of one sample -> the recipe that trains a workload of that kind, where none is named.
 RECIPE_FOR = {(1, 28, 28): "mnist_ladder:8", (3, 32, 32): "cifar10_resnet9"}
 
@@ -53,7 +56,7 @@ def contender(spec: str, name: str = "", on: Sequence[str] = (), off: Sequence[s
     if dtype:
         settings = replace(settings, dtype=dtype)
     label = spec.split(",")[0]
-    return Contender(describe(module, settings, plain, label, name or label), settings, module)
+    return Contender(describe(module, settings, plain, label, name or label, spec=spec), settings, module)
 
 
 def describe(module: Any, settings: Any, plain: Any, label: str, name: str, **more) -> Arm:
@@ -120,13 +123,15 @@ def from_workload(spec: Any, within: str = "", name: str = "", **fields) -> Cont
         raise UsageError(f"no recipe trains inputs of {'x'.join(map(str, workload.input_shape)) or 'unknown shape'}",
                          f"There are recipes for {shapes}; or name one: perfscope speedrun RECIPE --before ... --after ...")
     module, plain, given = recipe(label)
-    plain = tricks.set_fields(plain, given)
+    plain = replace(tricks.set_fields(plain, given), **NEUTRAL)
     settings = replace(tricks.set_fields(plain, texts), **fields)
     check_images(workload, module)
     stand_in = SimpleNamespace(__doc__=module.__doc__, DATASET=module.DATASET, TARGET=module.TARGET, VARIANTS=module.VARIANTS)
     stand_in.model = lambda s: fresh(workload)
     stand_in.train = lambda data, s, seed, log, ranks: _fit(stand_in.model, data, s, seed, log, ranks, optimizer_of(workload), workload.loss)
-    arm = describe(stand_in, settings, plain, label.split(",")[0], name or workload.name or str(spec), workload=workload.name or workload.source or "workload")
+    asked = ",".join([workload.name or "workload", *texts, *(f"{k}={v}" for k, v in fields.items())])
+    arm = describe(stand_in, settings, plain, label.split(",")[0], name or workload.name or str(spec), spec=asked,
+                   workload=workload.name or workload.source or "workload")
     return Contender(arm, settings, stand_in)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import shlex
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -50,6 +49,8 @@ class Log:
 
     points: list[tuple[float, Any]] = field(default_factory=list)
     net: Any = None
+    now_ns: Callable[[], int] = time.perf_counter_ns
+    trained_ns: int | None = None
 
     def __call__(self, epoch: float, loss: Any) -> None:
         """A point of the curve; the loss may be a tensor on the device, read after the clock has stopped."""
@@ -57,7 +58,7 @@ class Log:
 
     def trained(self, net: Any) -> None:
         """The network as it is when training ends."""
-        self.net = net
+        self.net, self.trained_ns = net, self.now_ns()
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,9 @@ def _run(record: Record, made: list[Contender], data, device, ranks: Ranks, opti
     if status == "complete":
         if ranks.size > 1:
             put(scaling=scaling(record, made[0], data, ranks, times))
-        counted, ceilings = count(made, data, device, options, listener)
-        record = replace(record, arms=counted, ceilings=ceilings)
+        if ranks.first and options.count:
+            counted, ceilings = count(made, data, device, listener)
+            record = replace(record, arms=counted, ceilings=ceilings)
     first = record.seconds(record.runs[0]) if record.runs else 0.0
     put(status=status, watch=thinned(watch.columns), cold={**record.cold, "first_run_s": first},
         warnings=tuple(warnings(record, watch, ranks)))
@@ -215,7 +217,7 @@ def _run(record: Record, made: list[Contender], data, device, ranks: Ranks, opti
 def one(c: Contender, data, step: Planned, ranks: Ranks, times: Times) -> tuple[Trial, Log]:
     """One run of the plan, timed: from raw images on the device to predictions. Labels to evaluate by stay outside, unless the arm leaks."""
     visible = data if getattr(c.settings, "early_stop", 0) else replace(data, test_labels=None)
-    log = Log()
+    log = Log(now_ns=times.clock.now_ns)
     gc.collect()
     was = gc.isenabled()
     gc.disable()
@@ -225,7 +227,8 @@ def one(c: Contender, data, step: Planned, ranks: Ranks, times: Times) -> tuple[
         wall, cpu = times.clock.now_ns(), times.cpu_ns()
         predictions = c.recipe.train(visible, c.settings, step.seed, log, ranks).argmax(1)
         times.clock.synchronize()
-        wall, cpu = times.clock.now_ns() - wall, times.cpu_ns() - cpu
+        end = times.clock.now_ns()
+        wall, cpu, evaluation = end - wall, times.cpu_ns() - cpu, (end - log.trained_ns if log.trained_ns else 0) / 1e9
     finally:
         if was:
             gc.enable()
@@ -234,7 +237,7 @@ def one(c: Contender, data, step: Planned, ranks: Ranks, times: Times) -> tuple[
     correct = int((predictions == data.test_labels).sum())
     wall, cpu, points = (max(x) if i < 2 else x for i, x in enumerate(zip(*ranks.gather((wall / 1e9, cpu / 1e9, curve(log))))))
     epochs = log.points[-1][0] if log.points else c.settings.epochs
-    return Trial(step.arm, step.seed, step.round, wall, cpu, correct, len(predictions), float(epochs), averaged(points)), log
+    return Trial(step.arm, step.seed, step.round, wall, cpu, correct, len(predictions), evaluation, float(epochs), averaged(points)), log
 
 
 def curve(log: Log) -> list[tuple[float, float]]:
@@ -289,7 +292,7 @@ def shortened(made: list[Contender], data, record: Record, ranks: Ranks, options
     """
     if not options.budget_s:
         return made
-    each, out = options.budget_s * len(made) / len(record.plan) / len(made), []
+    each, out = options.budget_s / len(record.plan), []
     for c in made:
         listener.stage(f"how long {c.arm.name} takes")
         few = min(len(data.train_labels), LADDER_STEPS * c.settings.batch)
@@ -334,10 +337,8 @@ def keep(net, path: str) -> None:
 
 # ---------------------------------------------------------------- after the runs
 
-def count(made: list[Contender], data, device, options: Options, listener: Listener) -> tuple[tuple, Any]:
+def count(made: list[Contender], data, device, listener: Listener) -> tuple[tuple, Any]:
     """(the arms with FLOPs and floors, the machine's ceilings): counted and measured after the last run, METHOD 13."""
-    if not options.count:
-        return tuple(c.arm for c in made), None
     from perfscope.measure import floor
     from perfscope.measure.attribution import floor_seconds
     from perfscope.record import Inspection
@@ -405,9 +406,8 @@ def confirm(before: Any, after: Any, pairs: int = 5, margin: float = planning.MA
     for name, x in (("before", before), ("after", after)):
         if isinstance(x, str):
             x = arms.contender(x, within=recipe) if arms.known(x.split(",")[0]) else arms.from_workload(x, recipe)
-        made.append(replace(x, arm=replace(x.arm, name=f"{name}: {x.arm.workload or x.arm.recipe}")))
+        made.append(replace(x, arm=replace(x.arm, name=name)))
     if made[0].recipe.DATASET != made[1].recipe.DATASET:
         raise UsageError(f"before trains on {made[0].recipe.DATASET}, after on {made[1].recipe.DATASET}: they cannot be compared")
-    words = [shlex.quote(x) if isinstance(x, str) else c.arm.name for x, c in zip((before, after), made)]
-    options = Options(recipe=recipe or made[0].arm.recipe, before=words[0], after=words[1], runs=pairs, margin=margin)
+    options = Options(recipe=recipe or made[0].arm.recipe, before=made[0].arm.spec, after=made[1].arm.spec, runs=pairs, margin=margin)
     return speedrun(options, contenders=made, **named)

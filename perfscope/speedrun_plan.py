@@ -90,10 +90,9 @@ def contenders(options: Options) -> list[Contender]:
         rungs = getattr(module, "LADDER", ())
         if not rungs:
             raise UsageError(f"{o.recipe} has no ladder", "Try: perfscope speedrun mnist --ladder")
-        return [arms.contender(r, dtype=o.dtype) for r in rungs]
+        return [arms.contender(r, f"rung {r.partition(':')[2]}" if ":" in r else r, dtype=o.dtype) for r in rungs]
     if o.before:
-        return [replace(c, arm=replace(c.arm, name=f"{word}: {spec}")) for word, spec in (("before", o.before), ("after", o.after))
-                for c in [arms.contender(spec, within=o.recipe)]]
+        return [arms.contender(spec, word, within=o.recipe) for word, spec in (("before", o.before), ("after", o.after))]
     base = arms.contender(o.recipe, dtype=o.dtype)
     if o.ablate:
         names = [t for t in tricks.active(base.settings, base.recipe)] if o.ablate == ("all",) else list(o.ablate)

@@ -102,7 +102,7 @@ def ladder(record: Any) -> str:
     if len(done) < 2:
         return "No two rungs were finished."
     (first, slow), (last, fast) = done[0], done[-1]
-    whole = slow.time.point / first.shortened
+    whole = all_epochs(record, record.arms.index(first))
     cut = f" (shortened to {percent(first.shortened)} of its epochs; in proportion, whole it is {figures(whole)} s)" if first.shortened < 1 else ""
     return (f"{len(done)} rungs, {clock(record)}: {first.recipe} took {figures(slow.time.point)} s{cut}, "
             f"{last.recipe} {figures(fast.time.point)} s at {accuracy(fast.accuracy)}.")
@@ -138,8 +138,9 @@ def confirmation(record: Any) -> str:
     held = {True: f"accuracy is not worse by more than {margin}", False: f"accuracy is WORSE by more than {margin}",
             None: f"whether accuracy is worse by more than {margin} is unclear"}[c.not_worse]
     more = f" {c.settle_margin} pairs would settle it." if c.not_worse is None and c.settle_margin else ""
+    specs = "; ".join(f"{a.name}: {a.spec}" for a in record.arms)
     return (f"{c.verdict}: a full run takes {figures(math.exp(-c.time.point))} x less {clock(record)} ({ratio(c.time)}, by {c.time.extra.get('by', 't')}), "
-            f"{c.pairs} pairs of equal seeds; {held} ({points(c.accuracy.scaled(100), True)} points).{more}")
+            f"{c.pairs} pairs of equal seeds; {held} ({points(c.accuracy.scaled(100), True)} points).{more} {specs[:1].upper()}{specs[1:]}.")
 
 
 # ---------------------------------------------------------------- rows
@@ -186,20 +187,27 @@ def outside(record: Any) -> str:
     return ", ".join(f"{words} {digits.format_seconds(s)}" for words, s in known) + f"; cold total {digits.format_seconds(sum(s for _, s in known))}"
 
 
+def all_epochs(record: Any, arm: int) -> float:
+    """Seconds of a rung with all its epochs: the training part divided by the factor it was shortened by, and the evaluation."""
+    trials, r = record.of(arm), record.results[arm]
+    share = sum(t.evaluation_s for t in trials) / sum(t.wall_s for t in trials)
+    return r.time.point * ((1 - share) / record.arms[arm].shortened + share)
+
+
 def ladder_rows(record: Any) -> Rows:
     """One row per rung, beside the published figures."""
     rows = []
-    for a, r in zip(record.arms, record.results):
+    for i, (a, r) in enumerate(zip(record.arms, record.results)):
         p = a.published
-        there = f"{figures(p['time_s'])}" if p.get("time_s") else DASH
+        there = f"{figures(p['time_s'])} s" if p.get("time_s") else DASH
         if r is None:
             rows.append((a.name, DASH, DASH, DASH, there, DASH))
             continue
-        whole = f"{figures(r.time.point / a.shortened)}"
+        whole = figures(all_epochs(record, i))
         epochs = f"{a.settings['epochs']:g}" + (f" (x {a.shortened:g})" if a.shortened < 1 else "")
-        there += f" at {100 * p['accuracy']:.2f} %" if p.get("accuracy") else ""
+        there += f", {100 * p['accuracy']:.2f} %" if p.get("accuracy") else ""
         rows.append((a.name, figures(r.time.point), epochs, accuracy(r.accuracy, False), whole, there))
-    return Rows(("rung", "s", "epochs", "accuracy %", "s, all epochs", "published s"), tuple(rows))
+    return Rows(("rung", "s", "epochs", "accuracy %", "s, whole", "published"), tuple(rows))
 
 
 def worth(record: Any) -> list[Any]:

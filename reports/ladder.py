@@ -20,8 +20,8 @@ def text(record) -> list[str | Rows]:
     notes = ["Published rungs 1 to 4 stopped once the test set was at 99 %: the length of each run was fitted to the answer. Here every length was fixed "
              "before the first run, so a rung may end above or below 99 %, and its accuracy is an honest one."]
     if any(a.shortened < 1 for a in record.arms):
-        notes.append("A factor behind the epochs says how far a rung was shortened to fit --budget; 's, all epochs' is its time divided by that factor, "
-                     "and its accuracy is that of the shortened run.")
+        notes.append("A factor behind the epochs says how far a rung was shortened to fit --budget; 's, whole' is the time that all its epochs would "
+                     "take (training divided by the factor, and evaluation); its accuracy is that of the shortened run.")
     return [said.ladder_rows(record), *notes]
 
 
@@ -36,7 +36,7 @@ def plot(record) -> dict:
         "type": "scatter", "mode": "markers", "x": x, "y": y, "name": name, "xaxis": axis, "legendgroup": name, "showlegend": axis == "x",
         "marker": {"color": colour, "size": 9, "symbol": symbol}, "hovertemplate": "%{y}: %{x:.4~g}<extra></extra>", **more}
     return {"data": [
-        mark([r.time.point / a.shortened for a, r in done], names, "here, all epochs", HERE, "x"),
+        mark([said.all_epochs(record, record.arms.index(a)) for a, _ in done], names, "here, all epochs", HERE, "x"),
         mark([p["time_s"] for _, p in there], [n for n, _ in there], "published", GREY, "x", "diamond-open"),
         mark([100 * r.accuracy.point for _, r in done], names, "here, all epochs", HERE, "x2", error_x={"type": "data", "array": half, "color": HERE}),
         mark([100 * p["accuracy"] for _, p in known], [n for n, _ in known], "published", GREY, "x2", "diamond-open")],

@@ -13,8 +13,8 @@ TINTS = list(COLOURS.values())
 
 
 def text(record) -> list[str | Rows]:
-    """One row per arm; a certificate has said it already."""
-    return [said.summary(record)] if record.mode not in ("certify", "runs") and any(record.results) else []
+    """One row per arm; a certificate and a ladder have said it already."""
+    return [said.summary(record)] if record.mode in ("ablation", "confirm") and any(record.results) else []
 
 
 def curves(record) -> dict:

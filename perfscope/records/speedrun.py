@@ -26,6 +26,7 @@ class Arm:
     leaks: tuple[str, ...] = ()                 # why this arm cannot be certified, in words
     shortened: float = 1.0                      # epochs here / epochs of the recipe
     parameters: int = 0
+    spec: str = ""                              # as it was asked for: "mnist_cnn,dtype=amp-bfloat16"
     workload: str = ""                          # source of a workload that replaces the recipe's model and optimizer
     summary: str = ""                           # first line of the recipe
     published: dict[str, Any] = field(default_factory=dict)    # time_s, accuracy, hardware, source
@@ -58,6 +59,7 @@ class Trial:
     cpu_s: float                                # of this process, all threads
     correct: int
     images: int                                 # evaluated
+    evaluation_s: float = 0.0                   # of wall_s, from the last step on, as the host sees it
     epochs: float = 0.0                         # really run: less only where a leaking arm stopped early
     curve: tuple[tuple[float, ...], ...] = ()   # (epoch, loss)
     extra: dict = field(default_factory=dict)
@@ -142,7 +144,7 @@ class Record:
     comparisons: tuple[Change, ...] = ()
     cold: dict[str, float] = field(default_factory=dict)       # import_s, read_s, transfer_s, warm_up_s, first_run_s
     ceilings: Ceilings | None = None
-    scaling: dict[str, float] = field(default_factory=dict)    # ranks, one_rank_s, all_ranks_s, efficiency
+    scaling: dict[str, Any] = field(default_factory=dict)    # ranks, one_rank_s, all_ranks_s, efficiency
     watch: dict[str, list[float]] = field(default_factory=dict)
     warnings: tuple[Warned, ...] = ()
     extra: dict = field(default_factory=dict)
