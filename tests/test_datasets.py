@@ -11,6 +11,7 @@ import struct
 import tarfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,7 +131,6 @@ def digits(monkeypatch, tmp_path):
 
     for i, shape in enumerate(shapes):
         write(i, idx(rng.integers(0, 10, shape, dtype=np.uint8)))
-    tmp_path.joinpath("write")
     return tmp_path, write
 
 
@@ -557,7 +557,7 @@ def test_no_room_and_no_folder(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentError_, match="cannot be written"):
         fetch(remote, tmp_path / "file")
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: os.terminal_size((0, 0)) and type("U", (), {"free": 1})())
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(EnvironmentError_, match="are free"):
         fetch(remote, tmp_path)
 
