@@ -409,5 +409,5 @@ def confirm(before: Any, after: Any, pairs: int = 5, margin: float = planning.MA
         made.append(replace(x, arm=replace(x.arm, name=name)))
     if made[0].recipe.DATASET != made[1].recipe.DATASET:
         raise UsageError(f"before trains on {made[0].recipe.DATASET}, after on {made[1].recipe.DATASET}: they cannot be compared")
-    options = Options(recipe=recipe or made[0].arm.recipe, before=made[0].arm.spec, after=made[1].arm.spec, runs=pairs, margin=margin)
+    options = Options(recipe=recipe or made[0].arm.recipe, before=made[0].arm.spec or "before", after=made[1].arm.spec or "after", runs=pairs, margin=margin)
     return speedrun(options, contenders=made, **named)

@@ -9,7 +9,7 @@ import math
 from statistics import fmean, median, stdev
 from typing import Sequence
 
-from perfscope.measure.stats import CONFIDENCE, Interval, signed_rank_interval, t_above, t_interval, t_quantile, unknown
+from perfscope.measure.stats import CONFIDENCE, Interval, signed_rank_interval, t_above, t_interval, t_quantile, unknown, z_quantile
 
 ALPHA = 0.01            # a certificate's one-sided p must be below this (REFERENCES section 3)
 MOST_RUNS = 100_000     # above this, more runs are no answer
@@ -33,21 +33,14 @@ def p_above(values: Sequence[float], target: float) -> float:
 def runs_for(margin: float, spread: float, p: float) -> int | None:
     """How many runs show a margin with this standard deviation: the least n with margin / (s / sqrt n) > t quantile p of n - 1.
 
-    None if the margin is not positive or it takes more than 100 000. Source: the t test's sample size, solved by search.
+    None if the margin is not positive or it takes more than 100 000. Source: the t test's sample size, solved by search from the normal one.
     """
     if not margin > 0 or not math.isfinite(spread):
         return None
-    enough = lambda n: margin * math.sqrt(n) > spread * t_quantile(p, n - 1)  # noqa: E731
-    high = 2
-    while not enough(high):
-        high *= 2
-        if high > MOST_RUNS:
-            return None
-    low = high // 2
-    while low + 1 < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if middle >= 2 and enough(middle) else (middle, high)
-    return high
+    n = max(2, math.floor(min((z_quantile(p) * spread / margin) ** 2, MOST_RUNS + 1)))     # the normal quantile's n is never more
+    while n <= MOST_RUNS and margin * math.sqrt(n) <= spread * t_quantile(p, n - 1):
+        n += 1
+    return n if n <= MOST_RUNS else None
 
 
 def runs_to_certify(values: Sequence[float], target: float, alpha: float = ALPHA) -> int | None:
