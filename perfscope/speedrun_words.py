@@ -145,15 +145,20 @@ def confirmation(record: Any) -> str:
 
 # ---------------------------------------------------------------- rows
 
+def arm_names(record: Any) -> list[str]:
+    """The arms' names for a narrow table: "- tta" for "without tta"."""
+    return [a.name.replace("without ", "- ") for a in record.arms]
+
+
 def summary(record: Any) -> Rows:
     """One row per arm: accuracy, chance, pass rate, time."""
     head = ("", "runs", "accuracy %", "p", "passed", "median s", "s for 95 %")
     rows = []
-    for a, r in zip(record.arms, record.results):
+    for name, r in zip(arm_names(record), record.results):
         if r is None:
-            rows.append((a.name, "0", *[DASH] * 5))
+            rows.append((name, "0", *[DASH] * 5))
             continue
-        rows.append((a.name, str(r.runs), accuracy(r.accuracy, False), chance(r.p_value).removeprefix("p = ").removeprefix("p "), f"{r.passed}/{r.runs}",
+        rows.append((name, str(r.runs), accuracy(r.accuracy, False), chance(r.p_value).removeprefix("p = ").removeprefix("p "), f"{r.passed}/{r.runs}",
                      seconds(r.time).removesuffix(" s"), figures(r.pass_time_s) if math.isfinite(r.pass_time_s) else "never"))
     return Rows(head, tuple(rows))
 
@@ -171,12 +176,24 @@ def certificate_rows(record: Any) -> Rows:
             ("time for 95 %", f"{figures(r.pass_time_s)} s until one of several runs has passed" if math.isfinite(r.pass_time_s) else "no run passed"),
             ("epochs", f"{figures(a.settings.get('epochs', 0))} of {data.train} images"), ("images per second", figures(r.images_per_s)),
             ("work", f"{amount(r.flops, 'FLOP')} a run, {amount(a.flops_step, 'FLOP')} per image; {floor}" if r.flops else DASH),
-            ("outside the clock", outside(record)), ("tricks", ", ".join(a.tricks))]
+            ("outside the clock", outside(record)), ("clocks", clocks(record)), ("tricks", ", ".join(a.tricks))]
     if record.scaling:
         s = record.scaling
         rows.append(("ranks", f"{s['ranks']:g}: {figures(s['all_ranks_s'])} s against {figures(s['one_rank_s'])} s of one alone, scaling efficiency "
                               f"{percent(s['efficiency'])} ({s['what']})"))
     return Rows(("what", "value"), tuple(rows))
+
+
+def clocks(record: Any) -> str:
+    """What the machine did meanwhile: a GPU's clock and power, or who else used the cores."""
+    seen = {k: sorted(x for x in v if isinstance(x, (int, float)) and math.isfinite(x)) for k, v in record.watch.items()}
+    middle = {k: v[len(v) // 2] for k, v in seen.items() if v}
+    told = [f"SM {middle['sm_mhz']:.0f} MHz" if "sm_mhz" in middle else "", f"{middle['power_w']:.0f} W" if "power_w" in middle else "",
+            f"{middle['temp_c']:.0f} C" if "temp_c" in middle else "",
+            f"other processes used {percent(middle['others'])} of the cores" if "others" in middle else "",
+            f"the hypervisor took {percent(middle['steal'])}" if middle.get("steal") else ""]
+    slow = [w.code for w in record.warnings if w.code == "throttled"]
+    return ", ".join([t for t in told if t] + (["throttled"] if slow else [])) + (" (medians)" if any(told) else "") or DASH
 
 
 def outside(record: Any) -> str:
@@ -217,6 +234,8 @@ def worth(record: Any) -> list[Any]:
 
 def ablation_rows(record: Any) -> Rows:
     """What each trick is worth: points of accuracy lost and time gained without it, or the change that was asked about."""
-    rows = [(record.arms[c.b].name, points(c.accuracy.scaled(100), True), ratio(c.time), c.verdict, "told" if c.accuracy.low > 0 or c.accuracy.high < 0
+    names = arm_names(record)
+    heads = "without" if all(record.arms[c.b].name.startswith("without ") for c in record.comparisons) else ""
+    rows = [(record.arms[c.b].name.removeprefix("without ") if heads else names[c.b], points(c.accuracy.scaled(100), True), ratio(c.time), c.verdict, "told" if c.accuracy.low > 0 or c.accuracy.high < 0
              else str(c.settle) if c.settle else "-", str(c.pairs)) for c in worth(record)]
-    return Rows(("", "accuracy, points", "time", "verdict", "pairs to tell", "pairs"), tuple(rows))
+    return Rows((heads, "accuracy, points", "time", "verdict", "to tell", "pairs"), tuple(rows))

@@ -18,7 +18,7 @@ def text(record) -> list[str | Rows]:
         return []
     base = record.arms[record.comparisons[0].a].name
     return [said.ablation_rows(record), f"Changes against {base}, over rounds of equal seeds in random order, with 95 % intervals, "
-            "not adjusted for their number. 'Pairs to tell': how many would tell the difference in accuracy from 0 if it and its spread are as seen."]
+            "not adjusted for their number. 'To tell': how many pairs would tell the difference in accuracy from 0 if it and its spread are as seen."]
 
 
 def plot(record) -> dict:

@@ -30,7 +30,7 @@ def render(record) -> str:
                      "marker": {"color": GREY, "size": 9, "symbol": "diamond-open"}, "customdata": [escape(x[3]) for x in anchors],
                      "hovertemplate": "<b>%{text}</b>, %{customdata}: %{x:.3~g} s, %{y:.2f} %<extra></extra>"})
     layout = {"height": 420, "xaxis": {"type": "log", "title": {"text": f"seconds of a run ({said.clock(record)} here)"}, "dtick": 1, "tickformat": "~g"},
-              "yaxis": {"title": {"text": "accuracy, %"}}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, "margin": {"t": 20},
+              "yaxis": {"title": {"text": "accuracy, %"}}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, "margin": {"t": 20, "l": 80},
               "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 100 * record.target, "y1": 100 * record.target,
                           "line": {"color": GREY, "dash": "dot", "width": 1}}]}
     note = "The dotted line is the target. Published figures are of other hardware, and of the official test set."

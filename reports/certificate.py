@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from perfscope import speedrun_words as said
-from perfscope.sections import Rows, blocks_html, escape
+from perfscope.sections import Rows, blocks_html, escape, pairs
 
 TITLE = ""  # the headline of the page stands above it
 ORDER = 10
@@ -23,4 +23,5 @@ def text(record) -> list[str | Rows]:
 def render(record) -> str:
     """The same with the verdict set large."""
     verdict, *rest = text(record)
-    return f'<p class="verdict">{re.sub(r" (?=±|ms|%|s )", chr(160), escape(verdict))}</p>{blocks_html(rest)}'
+    body = "".join(pairs(dict(b.rows)) if isinstance(b, Rows) else blocks_html([b]) for b in rest)
+    return f'<p class="verdict">{re.sub(r" (?=±|ms|%|s )", chr(160), escape(verdict))}</p>{body}'

@@ -26,7 +26,7 @@ def curves(record) -> dict:
                          "x": [p[0] for p in r.curve], "y": [p[1] for p in r.curve], "line": {"color": TINTS[i % len(TINTS)], "width": 1}, "opacity": 0.6,
                          "hovertemplate": f"seed {r.seed}, epoch %{{x:.3~g}}: %{{y:.4~g}}<extra></extra>"})
     return {"data": data, "layout": {"height": 380, "xaxis": {"title": {"text": "epoch"}}, "yaxis": {"type": "log", "title": {"text": "training loss"},
-            "tickformat": "~g"}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, "margin": {"t": 20}}}
+            "tickformat": "~g"}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, "margin": {"t": 20, "l": 80}}}
 
 
 def dots(record) -> dict:
@@ -36,7 +36,7 @@ def dots(record) -> dict:
              "marker": {"color": TINTS[i % len(TINTS)], "size": 7, "opacity": 0.75},
              "hovertemplate": "%{text}: %{x:.3~f} s, %{y:.2f} %<extra></extra>"} for i, a in enumerate(record.arms) if record.of(i)]
     return {"data": data, "layout": {"height": 380, "xaxis": {"title": {"text": f"seconds ({said.clock(record)})"}},
-            "yaxis": {"title": {"text": "accuracy, %"}}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, "margin": {"t": 20}}}
+            "yaxis": {"title": {"text": "accuracy, %"}}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, "margin": {"t": 20, "l": 80}}}
 
 
 def render(record) -> str:

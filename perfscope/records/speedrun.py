@@ -152,7 +152,8 @@ class Record:
     def headline(self) -> list[str]:
         """The pieces of the first line."""
         env = self.environment
-        name = self.arms[0].recipe if self.arms else "speedrun"
+        asked = self.method.get("options", {}).get("recipe", "") if isinstance(self.method.get("options"), dict) else ""
+        name = asked or (self.arms[0].recipe if self.arms else "")
         words = {"ladder": "ladder", "ablation": "what each trick is worth", "confirm": "before and after", "certify": "certificate"}
         torch = env.software.get("torch") or self.provenance.versions.get("torch")
         return [f"speedrun {name}", words.get(self.mode, ""), env.device_name or env.device, f"torch {torch}" if torch else "",
