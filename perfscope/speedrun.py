@@ -26,11 +26,11 @@ from perfscope.errors import EnvironmentError_, UsageError
 from perfscope.measure.clock import Clock, clock_for
 from perfscope.measure.ranks import Ranks, join
 from perfscope.provenance import new_id
-from perfscope.record import Provenance, Warned, load, save
+from perfscope.record import Environment, Provenance, Warned, load, save
 from perfscope.records.speedrun import DataInfo, Planned, Record, Trial
 from perfscope.speedrun_plan import Options, derive
 
-CURVE_POINTS = 60           # of a run that are kept: more than a plot of a hundred runs can show
+CURVE_POINTS = 40           # of a run that are kept: more than a plot of a hundred runs can show
 WATCH_ROWS = 600
 LADDER_STEPS = 30           # of the warm-up and of the trial that says how long a rung takes
 
@@ -90,7 +90,8 @@ def speedrun(options: Options | str = Options(), *, out=None, listener: Listener
     times = times or Times(clock_for(device))
     cold = {"import_s": since_start()}
     if options.resume:
-        record, made = resumed(options)
+        record, made, options = resumed(options)
+        same_machine(record, machine.fingerprint(device, world_size=ranks.size))
         out = out if out is not None else Path(options.resume)
     else:
         record, made = None, list(contenders) or planning.contenders(options)
@@ -158,15 +159,27 @@ def begin(options: Options, made: Sequence[Contender], data, run_id: str, device
                   plan=planning.plan(len(made), runs, options.seed, options.mode == "ladder"))
 
 
-def resumed(options: Options) -> tuple[Record, list[Contender]]:
-    """A record that was interrupted, and its arms. UsageError if it is complete, or no speedrun."""
+def resumed(options: Options) -> tuple[Record, list[Contender], Options]:
+    """A record that was interrupted, its arms, and its options. UsageError if it is complete, or no speedrun."""
     record = load(options.resume)
     if not isinstance(record, Record):
         raise UsageError(f"{options.resume} is the record of a {record.kind}, not of a speedrun")
     if len(record.runs) >= len(record.plan):
         raise UsageError(f"{options.resume} is complete: {len(record.runs)} of {len(record.plan)} runs",
                          "More runs than were planned would be a choice made after looking: start a new one with --runs.")
-    return record, [arms.again(a) for a in record.arms]
+    before = record.method.get("options", {})
+    kept = {k: before[k] for k in ("holdout", "subset", "synthetic", "seed") if isinstance(before.get(k), int) and not getattr(options, k)}
+    return record, [arms.again(a) for a in record.arms], replace(options, **kept, data=options.data or str(before.get("data", "")))
+
+
+def same_machine(record: Record, now: Environment) -> None:
+    """UsageError if the rest of the runs would be of another machine, torch or number of ranks: they are not one sample."""
+    was = record.environment
+    pairs = [("machine", was.host_hash, now.host_hash), ("device", was.device_name, now.device_name), ("number of ranks", was.world_size, now.world_size),
+             ("torch", was.software.get("torch"), now.software.get("torch")), ("number of threads", was.hardware.get("threads"), now.hardware.get("threads"))]
+    changed = [f"{what} ({a} -> {b})" for what, a, b in pairs if a != b]
+    if changed:
+        raise UsageError(f"this run was begun on another {', '.join(changed)}: its runs would not be one sample", "Start a new one.")
 
 
 # ---------------------------------------------------------------- running
@@ -241,7 +254,7 @@ def one(c: Contender, data, step: Planned, ranks: Ranks, times: Times) -> tuple[
 
 
 def curve(log: Log) -> list[tuple[float, float]]:
-    """The curve as numbers, at most 60 points: each the mean loss since the one before, so that no step is left out."""
+    """The curve as numbers, at most 40 points: each the mean loss since the one before, so that no step is left out."""
     points = [(float(e), float(v)) for e, v in log.points]
     size = max(1, -(-len(points) // CURVE_POINTS))
     parts = [points[i:i + size] for i in range(0, len(points), size)]

@@ -236,6 +236,9 @@ def ablation_rows(record: Any) -> Rows:
     """What each trick is worth: points of accuracy lost and time gained without it, or the change that was asked about."""
     names = arm_names(record)
     heads = "without" if all(record.arms[c.b].name.startswith("without ") for c in record.comparisons) else ""
-    rows = [(record.arms[c.b].name.removeprefix("without ") if heads else names[c.b], points(c.accuracy.scaled(100), True), ratio(c.time), c.verdict, "told" if c.accuracy.low > 0 or c.accuracy.high < 0
-             else str(c.settle) if c.settle else "-", str(c.pairs)) for c in worth(record)]
+    rows = []
+    for c in worth(record):
+        told = c.accuracy.low > 0 or c.accuracy.high < 0
+        name = record.arms[c.b].name.removeprefix("without ") if heads else names[c.b]
+        rows.append((name, points(c.accuracy.scaled(100), True), ratio(c.time), c.verdict, "told" if told else str(c.settle) if c.settle else "-", str(c.pairs)))
     return Rows((heads, "accuracy, points", "time", "verdict", "to tell", "pairs"), tuple(rows))

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from perfscope.tricks import Settings
@@ -15,10 +17,17 @@ COMPUTE = {"float32": torch.float32, "half": torch.float16, "amp-half": torch.fl
 LAYOUT = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
+@lru_cache(maxsize=8)
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1 / (255 std), mean / std) on the device: made once, because making them waits for a GPU."""
+    m, s = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
+    return 1 / (255 * s), m / s
+
+
 def prepare(images: torch.Tensor, s: Settings) -> torch.Tensor:
     """uint8 -> (x / 255 - mean) / std, computed in float32, given in the run's dtype and layout."""
-    mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (s.mean, s.std))
-    x = images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
+    scale, shift = _affine(s.mean, s.std, images.device)
+    x = images.to(torch.float32).mul_(scale).sub_(shift)
     return x.to(COMPUTE[s.dtype], memory_format=LAYOUT[s.memory_format])
 
 
