@@ -6,7 +6,7 @@ import random
 import shlex
 from dataclasses import dataclass, fields, replace
 from statistics import fmean, stdev
-from typing import Any, Sequence
+from typing import Any
 
 from perfscope import arms, tricks
 from perfscope.arms import Contender
@@ -155,7 +155,6 @@ def views(s: Any) -> float:
 
 def counted(c: Contender, data) -> tuple:
     """The convolutions and matmuls of one training step of an arm's network, per image."""
-    import torch
     import torch.nn.functional as F
 
     from perfscope.measure.floor import count_layers

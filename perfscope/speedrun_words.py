@@ -240,5 +240,6 @@ def ablation_rows(record: Any) -> Rows:
     for c in worth(record):
         told = c.accuracy.low > 0 or c.accuracy.high < 0
         name = record.arms[c.b].name.removeprefix("without ") if heads else names[c.b]
-        rows.append((name, points(c.accuracy.scaled(100), True), ratio(c.time), c.verdict, "told" if told else str(c.settle) if c.settle else "-", str(c.pairs)))
+        settle = "told" if told else str(c.settle) if c.settle else "-"
+        rows.append((name, points(c.accuracy.scaled(100), True), ratio(c.time), c.verdict, settle, str(c.pairs)))
     return Rows((heads, "accuracy, points", "time", "verdict", "to tell", "pairs"), tuple(rows))

@@ -19,8 +19,9 @@ from perfscope.measure.clock import Clock
 from perfscope.measure.ranks import Ranks
 from perfscope.record import load, to_dict
 from perfscope.report import render, sections
-from perfscope.speedrun import Listener, Log, Times, averaged, confirm, curve, speedrun
+from perfscope.speedrun import Listener, confirm, speedrun
 from perfscope.speedrun_plan import Options
+from perfscope.speedrun_run import Log, Times, averaged, curve
 from perfscope.workload import datasets
 from perfscope.workload.workload import Workload
 
@@ -132,7 +133,8 @@ def test_interrupted_it_keeps_what_it_had_and_goes_on(world, tmp_path, monkeypat
     with pytest.raises(UsageError, match="complete: 5 of 5"):
         speedrun(Options(device="cpu", resume=str(tmp_path)))
     with pytest.raises(KeyboardInterrupt):
-        go(world, listener=Listener(stage=lambda text: (_ for _ in ()).throw(KeyboardInterrupt) if "run 1" in text else None))
+        go(world, out=tmp_path / "new", listener=Listener(stage=lambda text: (_ for _ in ()).throw(KeyboardInterrupt) if "run 1" in text else None))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_changed_recipe_or_other_data_is_not_gone_on_with(world, tmp_path, monkeypatch):
@@ -193,7 +195,7 @@ def test_a_confirmation_says_faster_and_not_worse(world):
 def test_a_ladder_is_shortened_by_a_stated_factor(world):
     long, short = world.contender("long", seconds=40.0, epochs=8.0), world.contender("short", seconds=1.0)
     ticking = Times(Clock(world.times.clock.now_ns, world.wait, name="fake"), world.times.cpu_ns)
-    verb = sys.modules["perfscope.speedrun"]
+    verb = sys.modules["perfscope.speedrun_run"]
     real, verb.time = verb.time, SimpleNamespace(perf_counter=lambda: world.now, process_time_ns=None, perf_counter_ns=None)
     try:
         record = speedrun(Options(device="cpu", count=False, ladder=True, budget_s=30.0), contenders=[long, short], times=ticking)
