@@ -235,7 +235,7 @@ def parse(s: Settings, name: str, text: str) -> Any:
         if isinstance(current, bool):
             return {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}[text.lower()]
         if isinstance(current, tuple):
-            return tuple(float(x) for x in text.split("/"))
+            return tuple(type(current[0] if current else 0.0)(x) for x in text.split("/"))
         return type(current)(text)
     except (KeyError, ValueError):
         raise UsageError(f"{name}={text!r} is not {type(current).__name__}", f"For example: {name}={current}") from None
