@@ -14,10 +14,10 @@ import sys
 from types import ModuleType
 
 __version__ = "0.1.0"
-__all__ = ["breakdown", "compare", "load", "report", "Workload", "Run", "PerfscopeError"]
+__all__ = ["breakdown", "compare", "confirm", "load", "report", "speedrun", "Workload", "Run", "PerfscopeError"]
 
-_HOMES = {"breakdown": "perfscope.breakdown", "compare": "perfscope.compare", "load": "perfscope.record",
-          "report": "perfscope.report", "Workload": "perfscope.workload", "Run": "perfscope.record",
+_HOMES = {"breakdown": "perfscope.breakdown", "speedrun": "perfscope.speedrun", "confirm": "perfscope.speedrun",
+          "compare": "perfscope.compare", "load": "perfscope.record", "report": "perfscope.report", "Workload": "perfscope.workload", "Run": "perfscope.record",
           "PerfscopeError": "perfscope.errors"}
 
 

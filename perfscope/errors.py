@@ -4,6 +4,7 @@
     |-- UsageError           exit 2     the command line or the arguments are wrong
     |   |-- WorkloadError    exit 2     the model, file or callable cannot be used as a workload
     |   |-- RecordError      exit 2     a run.json cannot be read, or two cannot be compared
+    |   |-- DataError        exit 2     a data set is not there, or its files are not what they should be
     |   `-- TraceError       exit 2     a profiler trace cannot be read, not even in part
     |-- EnvironmentError_    exit 3     this machine lacks something: a GPU, memory, disk, a package
     `-- PrecisionError       exit 4     measured, but not as well as was asked for
@@ -43,6 +44,10 @@ class WorkloadError(UsageError):
 
 class RecordError(UsageError):
     """A run.json cannot be read, or two cannot be compared."""
+
+
+class DataError(UsageError):
+    """A data set is not there, or its files are not what they should be."""
 
 
 class TraceError(UsageError):

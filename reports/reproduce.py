@@ -31,9 +31,9 @@ def render(run: Run) -> str:
     return text + (
         f'<p><a class="download" download="{escape(slug(run.id))}.run.json" data-record>run.json</a> '
         f"<small>{amount(len(plain), 'B')}: every raw "
-        f"sample, nothing rounded. <code>perfscope report</code> draws this page from it, <code>perfscope "
-        f"compare</code> holds it against "
-        f'another.</small></p><script type="application/octet-stream">{packed}</script>'
+        f"sample, nothing rounded. <code>perfscope report</code> draws this page from it"
+        + (", <code>perfscope compare</code> holds it against another" if run.kind == "breakdown" else "")
+        + f'.</small></p><script type="application/octet-stream">{packed}</script>'
     )
 
 

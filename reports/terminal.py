@@ -161,6 +161,8 @@ def grid(rows: Rows) -> list[str]:
     """A small table: the first column to the left, the others to the right. One that is too wide gives a block per row."""
     cells = [[plain(c) for c in row] for row in (rows.head, *rows.rows)]
     wide = [max(width(row[i]) for row in cells) for i in range(len(rows.head))]
+    if len(wide) == 2:                      # names and values: values may be long
+        return [line for name, value in cells for line in wrap(value, f"  {name}{' ' * (wide[0] - width(name))}  ", " " * (wide[0] + 4))]
     if sum(wide) + 2 * len(wide) > WIDTH:
         return [line for row in cells[1:] for line in wrap("; ".join(f"{h} {c}" for h, c in zip(cells[0], row) if c), "  ", "    ")]
     pad = lambda text, w, left: text + " " * (w - width(text)) if left else " " * (w - width(text)) + text  # noqa: E731

@@ -17,10 +17,10 @@ STDLIB = sys.stdlib_module_names
 
 #: Module -> the only things outside the standard library that it may import, at the top of the file or inside functions.
 STANDARD_ONLY = {"errors", "record", "registry", "options", "variants", "measure.stats", "measure.scaling", "measure.digits", "measure.attribution", "facts", "sections",
-                 "comparable", "compare", "compare_text", "report"}
+                 "comparable", "compare", "compare_text", "report", "records.speedrun", "measure.runs", "speedrun_words", "tricks"}
 FOR_SECTIONS = {"perfscope.record", "perfscope.sections", "perfscope.facts", "perfscope.report", "perfscope.errors",
-                "perfscope.measure.stats", "perfscope.measure.digits"}
-VERBS = ("breakdown", "compare", "report", "selfcheck")
+                "perfscope.measure.stats", "perfscope.measure.digits", "perfscope.speedrun_words"}
+VERBS = ("breakdown", "speedrun", "compare", "report", "selfcheck")
 HELPERS = {"__init__", "options", "progress"}       # files of perfscope/cli that are no command
 
 
@@ -78,7 +78,7 @@ def test_a_section_sees_only_the_record_and_plotly(name):
     assert {f for f in imports(tree) if f.startswith("perfscope")} <= FOR_SECTIONS
 
 
-@pytest.mark.parametrize("kind", ["models", "reports"])
+@pytest.mark.parametrize("kind", ["models", "recipes", "reports"])
 def test_plug_ins_never_import_each_other(kind):
     names = registry.names(kind)
     for name in names:
@@ -101,7 +101,7 @@ def test_habits(path):
                 assert called not in ("print", "sys.stdout.write", "sys.stderr.write", "pprint"), f"line {node.lineno} prints"
             if not is_program:
                 assert called not in ("sys.exit", "exit", "quit", "os._exit"), f"line {node.lineno} ends the program"
-    interface = ("render", "workload") if path.parent.name in ("reports", "models") else ("main", "run") if is_program else ()
+    interface = ("render", "text", "workload") if path.parent.name in ("reports", "models") else ("main", "run") if is_program else ()
     public = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
     assert [n.name for n in public if not ast.get_docstring(n) and n.name not in interface] == [], "without a docstring"
     if not inside_cli:

@@ -11,7 +11,7 @@ import typer
 
 from perfscope.errors import EXIT_OK, UsageError
 
-What = Annotated[str, typer.Argument(metavar="WHAT", help="models, parts, sections, dtypes or all.")]
+What = Annotated[str, typer.Argument(metavar="WHAT", help="models, recipes, tricks, parts, sections, dtypes or all.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 PARTS = {
@@ -40,8 +40,8 @@ OTHERS = {"timm:NAME": "a model of timm", "torchvision:NAME": "a model of torchv
 
 
 def command(what: What = "all", as_json: Json = False) -> int:
-    """List the built-in models, the parts of a step, the sections of a report, or the dtypes."""
-    tables = {"models": models, "parts": lambda: PARTS, "sections": sections, "dtypes": lambda: DTYPES}
+    """List the built-in models, the recipes and tricks of a speedrun, the parts of a step, the sections of a report, or the dtypes."""
+    tables = {"models": models, "recipes": recipes, "tricks": tricks, "parts": lambda: PARTS, "sections": sections, "dtypes": lambda: DTYPES}
     if what not in (*tables, "all"):
         raise UsageError(f"there is nothing to list under {what!r}", f"Known: {', '.join(tables)}, all")
     found = {name: make() for name, make in tables.items() if what in (name, "all")}
@@ -73,6 +73,20 @@ def models() -> dict[str, str]:
         rows[name] = text
         rows.update({f"{name}:{v}": f"variant {v} of {name}" for v in variants(name) if v})
     return {**rows, **OTHERS}
+
+
+def recipes() -> dict[str, str]:
+    """Every recipe of a speedrun."""
+    from perfscope import registry
+
+    return {name: registry.summary("recipes", name) for name in registry.names("recipes")}
+
+
+def tricks() -> dict[str, str]:
+    """Every trick with its definition and source."""
+    from perfscope.tricks import TRICKS
+
+    return {t.name: f"{t.definition} ({t.source})" for t in TRICKS.values()}
 
 
 def variants(name: str) -> tuple[str, ...]:

@@ -74,21 +74,34 @@ def t_quantile(p: float, df: int) -> float:
     if df > 2000:                            # their 26.7.5; its next term is below 1e-6 here
         z = z_quantile(p)
         return z + (z ** 3 + z) / (4 * df)
-
-    def central(angle: float) -> float:      # P(|t| < sqrt(df) tan(angle))
-        cosine, odd = math.cos(angle), df % 2
-        term = cosine if odd else 1.0
-        total = 0.0 if df == 1 else term
-        for i in range(3 if odd else 2, df - 1, 2):
-            term *= cosine * cosine * (i - 1) / i
-            total += term
-        return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if central(middle) < 2 * p - 1 else (low, middle)
+        low, high = (middle, high) if _t_central(middle, df) < 2 * p - 1 else (low, middle)
     return math.sqrt(df) * math.tan((low + high) / 2)
+
+
+def _t_central(angle: float, df: int) -> float:
+    """P(|t| < sqrt(df) tan(angle))."""
+    cosine, odd = math.cos(angle), df % 2
+    term = cosine if odd else 1.0
+    total = 0.0 if df == 1 else term
+    for i in range(3 if odd else 2, df - 1, 2):
+        term *= cosine * cosine * (i - 1) / i
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def t_above(t: float, df: int) -> float:
+    """P(T > t) of Student's t with df degrees of freedom: the one-sided p of a t statistic. Source: as `t_quantile`."""
+    if math.isnan(t) or df < 1:
+        return math.nan
+    if math.isinf(t):
+        return 0.0 if t > 0 else 1.0
+    if df > 2000:
+        return NormalDist().cdf(-t * (1 - 1 / (4 * df)) / math.sqrt(1 + t * t / (2 * df)))     # A & S 26.7.8
+    half = _t_central(math.atan(abs(t) / math.sqrt(df)), df) / 2
+    return 0.5 - math.copysign(half, t)
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:

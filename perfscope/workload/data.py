@@ -90,23 +90,25 @@ def random_crop(images: torch.Tensor, height: int, width: int, g: torch.Generato
     """For each image a window of height x width at a place of its own; any dtype."""
     n = len(images)
     windows = images.unfold(2, height, 1).unfold(3, width, 1)      # a view (n, c, places y, places x, height, width)
-    y = torch.randint(windows.shape[2], (n,), generator=g)
-    x = torch.randint(windows.shape[3], (n,), generator=g)
-    return windows[torch.arange(n), :, y, x]
+    at = {"generator": g, "device": images.device}
+    y = torch.randint(windows.shape[2], (n,), **at)
+    x = torch.randint(windows.shape[3], (n,), **at)
+    return windows[torch.arange(n, device=images.device), :, y, x]
 
 
 def random_flip(images: torch.Tensor, g: torch.Generator | None = None) -> torch.Tensor:
     """Each image mirrored left to right with probability one half; any dtype."""
-    mirrored = torch.rand(len(images), generator=g) < 0.5
+    mirrored = torch.rand(len(images), generator=g, device=images.device) < 0.5
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def cutout(images: torch.Tensor, size: int = CUTOUT, g: torch.Generator | None = None) -> torch.Tensor:
     """Zeroes, in place, a size x size square (the mean, once normalised) at a random place of each image."""
     n, _, height, width = images.shape
-    y0 = torch.randint(max(1, height - size + 1), (n, 1), generator=g)
-    x0 = torch.randint(max(1, width - size + 1), (n, 1), generator=g)
-    y, x = torch.arange(height), torch.arange(width)
+    at = {"generator": g, "device": images.device}
+    y0 = torch.randint(max(1, height - size + 1), (n, 1), **at)
+    x0 = torch.randint(max(1, width - size + 1), (n, 1), **at)
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     hole = ((y >= y0) & (y < y0 + size))[:, :, None] & ((x >= x0) & (x < x0 + size))[:, None, :]
     return images.masked_fill_(hole[:, None], 0)
 
