@@ -42,7 +42,8 @@ def detect(evidence):
     if share < SHARE:
         return
     yield Finding("", f"the data set ({size / 1e6:.0f} MB) fits on the GPU ({free / 1e9:.1f} GB free), and making its batches on the CPU takes "
-                  f"{percent(share, 3)} of the step", (Place("data", f"{c.loader.get('samples')} samples in a {c.loader.get('dataset')}, {c.loader.get('workers')} workers"),),
+                  f"{percent(share, 3)} of the step",
+                  (Place("data", f"{c.loader.get('samples')} samples in a {c.loader.get('dataset')}, {c.loader.get('workers')} workers"),),
                   "keep the data set on the device and cut the batches there", share=min(share, 1.0), basis="ceiling",
                   evidence={"dataset_bytes": size, "free_bytes": free})
 

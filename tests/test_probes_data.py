@@ -222,6 +222,7 @@ def test_in_turns_a_version_loads_only_in_its_own():
         def data(n):
             while True:
                 seen[name].append(active[-1])
+                time.sleep(0.003 if stack else 0)   # slower than the step: there is always a batch to be made
                 yield small_batch(n)
         model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
         return Workload(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), small_batch,
