@@ -143,8 +143,12 @@ def cell(value, sort: float | str | None = None, note: str = "") -> Html:
     return Html(f"<td{key}{' title=' + chr(34) + escape(note) + chr(34) if note else ''}>{escape(value)}</td>")
 
 
-def table(head, rows, caption: str = "", sortable: bool = True) -> Html:
-    """A table; `head` are titles, rows hold text or what `cell` made. It scrolls inside its own frame on a phone."""
+def table(head, rows, caption: str = "", sortable: bool = True, words=()) -> Html:
+    """A table; `head` are titles, rows hold text or what `cell` made. It scrolls inside its own frame on a phone.
+
+    `words`: columns (from 0, up to the tenth) that hold text and stand on the left; the first always does.
+    """
+    kind = " ".join(["sortable" if sortable else "still", *(f"word{i + 1}" for i in words if i)])
     heads = "".join(
         f'<th scope="col">{f"<button type=button>{escape(h)}</button>" if sortable else escape(h)}</th>' for h in head
     )
@@ -154,7 +158,7 @@ def table(head, rows, caption: str = "", sortable: bool = True) -> Html:
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return Html(
-        f'<div class="frame"><table class="{"sortable" if sortable else "still"}">{title}'
+        f'<div class="frame"><table class="{kind}">{title}'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -13,7 +13,7 @@ from perfscope.cli import main
 from perfscope.errors import UsageError
 from perfscope.trace import analyze, read
 from perfscope.trace.analysis import Analysis, RankAnalysis
-from perfscope.trace.blocks import PIECES, middle, pieces, steady
+from perfscope.trace.typical import PIECES, middle, pieces, steady
 from perfscope.trace.diff import diff
 from perfscope.trace.steps import Step
 from tests.trace_fuzz import START, _x, classic, events

@@ -10,9 +10,10 @@ import pytest
 from perfscope import registry
 from perfscope.cli import main
 from perfscope.trace import analyze, read, split, timeline
-from perfscope.trace.blocks import blocks, chosen
+from perfscope.trace.blocks import blocks
 from perfscope.trace.page import View, build, of_trace
 from perfscope.trace.show import markdown, terminal
+from perfscope.trace.typical import chosen
 from tests.test_trace_view import made, write
 from tests.trace_fuzz import START, _x, classic, events, python_export, year_2021
 

@@ -224,7 +224,8 @@ def analyze(
     """Analyse any PyTorch trace exactly: steps, busy and idle time, kernels, operators, input, copies, launches, ranks."""
     from perfscope.record import to_dict
     from perfscope.trace.analysis import analyze_files
-    from perfscope.trace.blocks import blocks, chosen
+    from perfscope.trace.blocks import blocks
+    from perfscope.trace.typical import chosen
 
     if as_json and as_markdown:
         raise UsageError("--json and --markdown exclude each other", "Give one of them.")

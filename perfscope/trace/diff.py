@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from perfscope.errors import UsageError
 from perfscope.sections import percent
 from perfscope.trace.analysis import Analysis, RankAnalysis, analyze_files
-from perfscope.trace.blocks import PIECES, Block, Cell, main_device, median, middle, ms, number, part, pieces, steady
+from perfscope.trace.blocks.base import Block, Cell, ms, number, part
+from perfscope.trace.typical import PIECES, main_device, median, middle, pieces, steady
 
 EQUAL = 0.01  # of the step, or of all kernel time: below that two traces are called equal
 EXPLAINS = 0.9  # of the difference: one piece is named alone
