@@ -137,7 +137,7 @@ class _Kept:
 
 
 def _one(source, detail, limit_bytes, cache):
-    cache = cache and source.path != "-"
+    cache = cache and source.lasting
     known = store.load_analysis(source, detail, _Kept) if cache else None
     if known is not None and known.figures == FIGURES:
         return known.rank, known.warnings

@@ -111,7 +111,7 @@ def critical_path(rank: Rank, links: Links, w: Windows, loader: Union) -> Critic
     )
 
 
-def _training(rank: Rank, links: Links, low: int, high: int) -> np.ndarray:
+def training(rank: Rank, links: Links, low: int, high: int) -> np.ndarray:
     """The threads whose operators and waits count."""
     e = rank.events
     call = links.call[links.call >= 0]
@@ -131,7 +131,7 @@ def _waits(rank: Rank, links: Links, low: int, high: int) -> list[tuple[int, int
     blocked = e.ts_ns[copy] + e.dur_ns[copy] <= e.ts_ns[call] + e.dur_ns[call]
     rows, target = np.concatenate((rows, call[blocked])), np.concatenate((np.full(len(rows), -1), copies[blocked]))
     start, end = e.ts_ns[rows], e.ts_ns[rows] + e.dur_ns[rows]
-    keep = (end > low) & (end <= high) & np.isin(threads(rank, rows), _training(rank, links, low, high))
+    keep = (end > low) & (end <= high) & np.isin(threads(rank, rows), training(rank, links, low, high))
     return sorted(zip(end[keep].tolist(), start[keep].tolist(), rows[keep].tolist(), target[keep].tolist()))
 
 
@@ -218,7 +218,7 @@ class _Host:
         rows = np.flatnonzero((e.cat == CPU_OP) & (e.ts_ns < high) & (e.ts_ns + e.dur_ns > low))
         if links.ops is not None:  # outermost ones only
             rows = rows[np.isin(rows, links.ops.rows[links.ops.parent < 0])]
-        rows = rows[np.isin(threads(rank, rows), _training(rank, links, low, high))]
+        rows = rows[np.isin(threads(rank, rows), training(rank, links, low, high))]
         rows = rows[np.argsort(e.ts_ns[rows], kind="stable")]
         loads = (loader.start < high) & (loader.end > low)
         start = np.concatenate((loader.start[loads], e.ts_ns[rows]))

@@ -102,7 +102,8 @@ def write(trace, out, analysis: Analysis, rank: RankAnalysis, limit_bytes: int |
     out = Path(out)
     if out.is_dir():
         out = out / "trace.html"
-    text = build(Path(trace).resolve().name, View(analysis, rank, columns(trace, rank, analysis.detail, limit_bytes)))
+    name = "standard input" if str(trace) == "-" else Path(trace).resolve().name
+    text = build(name, View(analysis, rank, columns(trace, rank, analysis.detail, limit_bytes)))
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as e:

@@ -40,4 +40,4 @@ def number(value: int | None) -> Cell:
 
 def part(value: float | None) -> Cell:
     """A share, as a percentage."""
-    return Cell("–" if value is None else f"{100 * value:.1f} %", value)
+    return Cell("–" if value is None else f"{100 * value:.1f} %".replace("-0.0 %", "0.0 %"), value)

@@ -68,7 +68,7 @@ def idle(rank: RankAnalysis) -> Block:
         "idle",
         "All steps together",
         tuple(lines),
-        ("", "ms", "share"),
+        ("piece", "ms", "share"),
         tuple((Cell(n), ms(v), part(v / whole)) for n, v in rows),
         (),
         len(rows),
