@@ -72,15 +72,17 @@ class _Row:
 
 
 def in_order(a: list[Ledger], b: list[Ledger]) -> tuple[Change, ...]:
-    """The operators of A's and B's median steps (one or two each), matched by name, shapes, types and order.
+    """The operators of A's and B's median steps (one or two each), matched by name, shapes and types (where both have them), and order.
 
     The steps are aligned one after the other to what has been seen so far: the longest common subsequence. Means per step;
-    the differences of own and idle time add up to those of the ledgers' entries. In the order of the step.
+    the differences of own and idle time add up to those of the ledgers' entries. In the order of the ledgers, without
+    those that take nothing in either.
     """
+    shaped = all(any(e.shapes for x in some for e in x.entries) for some in (a, b))  # else by name and order alone
     rows: list[_Row] = []
     for side, some in ((0, a), (1, b)):
         for ledger in some:
-            keys = [(e.name, e.shapes) for e in ledger.entries]
+            keys = [(e.name, e.shapes if shaped else "") for e in ledger.entries]
             merged, i, j = [], 0, 0
             for p, q in [*common([r.key for r in rows], keys), (len(rows), len(keys))]:
                 merged += rows[i:p]
@@ -106,5 +108,7 @@ def _changes(rows: list[_Row], a_steps: int, b_steps: int):
             (len(f) / k, sum(e.own_ns for e in f) / k, sum(e.idle_ns for e in f) / k)
             for f, k in zip(r.found, (a_steps, b_steps))
         )
+        if not any((at, bt, ai, bi)):
+            continue  # it takes nothing in either
         where = next((e.where for f in r.found for e in f if e.where), "")
         yield Change(*r.key, state(ac, bc, at, bt), ac, bc, at, bt, ai, bi, n, of[r.key], where)

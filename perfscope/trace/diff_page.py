@@ -89,7 +89,11 @@ def _steps(d: Diff) -> Html:
                 "x": ["A", *(n for n, _ in moved), "B"],
                 "y": [d.a.step_ns / 1e6, *(z / 1e6 for _, z in moved), 0],
                 "measure": ["absolute", *("relative" for _ in moved), "total"],
-                "text": [f"{d.a.step_ns / 1e6:.2f}", *(f"{z / 1e6:+.2f}" for _, z in moved), f"{d.b.step_ns / 1e6:.2f}"],
+                "text": [
+                    f"{d.a.step_ns / 1e6:.2f}",
+                    *(f"{z / 1e6:+.2f}" for _, z in moved),
+                    f"{d.b.step_ns / 1e6:.2f}",
+                ],
                 "textposition": "outside",
                 "cliponaxis": False,
                 "increasing": {"marker": {"color": MORE}},
@@ -136,11 +140,13 @@ def _course(d: Diff) -> Html:
     ]
     layout = {
         "height": 300,
-        "xaxis": {"title": {"text": "operators in the order of the step"}},
+        "xaxis": {"title": {"text": "operators in the order of the step, thread by thread"}},
         "yaxis": {"title": {"text": "B - A so far, ms"}},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "margin": {"t": 20},
     }
     return figure(
-        {"data": data, "layout": layout}, "The difference along the step", "Rises where B takes longer, falls where A does."
+        {"data": data, "layout": layout},
+        "The difference along the step",
+        "Rises where B takes longer, falls where A does.",
     )

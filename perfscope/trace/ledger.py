@@ -1,4 +1,4 @@
-"""One step as a list of operators, in the order in which they were called, with what each takes of the step: exact sums.
+"""One step as a list of operators, thread by thread in the order in which they began, with what each takes of the step: exact sums.
 
 With a device: an operator (the innermost around a launch; a kernel without one stands for itself) has
 
@@ -85,7 +85,7 @@ def _on_device(rank: Rank, links: Links, s: Step, loader: Union, device: int) ->
     idle, loading, rest = _idle(pieces, own, low, high, loader)
     inside = pieces.within(low, high)
     busy = int((inside.end - inside.start).sum())
-    entries = _entries(rank, links, on, rows, asked, own, lengths, idle)
+    entries = _entries(rank, links, on, rows, asked, own, lengths, idle, low, high)
     return Ledger(s.name, entries, loading, rest, busy - int(lengths[own].sum()))
 
 
@@ -108,27 +108,51 @@ def _idle(pieces: Pieces, own: np.ndarray, low: int, high: int, loader: Union) -
     return found, loading, rest
 
 
-def _entries(rank: Rank, links: Links, on, rows, asked, own, lengths, idle: dict[int, int]) -> tuple[Entry, ...]:
-    e, groups = rank.events, {}
-    for i in np.flatnonzero(own)[np.argsort(asked[own], kind="stable")].tolist():
+def _entries(rank: Rank, links: Links, on, rows, asked, own, lengths, idle: dict[int, int], low: int, high: int):
+    """The operators that began in the step, and those that launched something in it: thread by thread, in order."""
+    e, mine = rank.events, np.flatnonzero(own)
+    groups: dict = {int(r): [] for r in _operators(rank, links, low, high)}
+    for i in mine[np.argsort(asked[mine], kind="stable")].tolist():
         op = int(links.op[on[i]])
         groups.setdefault(op if op >= 0 else (int(rows[i]),), []).append(i)
     made = []
     for key, some in groups.items():
-        first = some[0]
         op = key if isinstance(key, int) else -1
-        module = int(links.module[on[first]])
+        call = int(links.call[on[some[0]]]) if op < 0 else op  # a kernel without either comes last
+        module = int(links.module[on[some[0]]]) if some else -1
+        at = int(asked[some[0]]) if op < 0 else int(e.ts_ns[op])
+        entry = Entry(
+            rank.names[e.name[op if op >= 0 else rows[some[0]]]],
+            _shapes(rank, op) if op >= 0 else "",
+            rank.names[e.name[module]].removeprefix(MODULE) if module >= 0 else "",
+            int(sum(lengths[i] for i in some)),
+            sum(idle.get(i, 0) for i in some),
+            tuple((rank.names[e.name[rows[i]]], int(lengths[i])) for i in some),
+        )
         made.append(
-            Entry(
-                rank.names[e.name[op if op >= 0 else rows[first]]],
-                _shapes(rank, op) if op >= 0 else "",
-                rank.names[e.name[module]].removeprefix(MODULE) if module >= 0 else "",
-                int(sum(lengths[i] for i in some)),
-                sum(idle.get(i, 0) for i in some),
-                tuple((rank.names[e.name[rows[i]]], int(lengths[i])) for i in some),
+            (
+                int(threads(rank, np.array([call]))[0]) if call >= 0 else -1,
+                at,
+                -int(e.dur_ns[op]) if op >= 0 else 0,
+                entry,
             )
         )
-    return tuple(made)
+    return _by_thread(made)
+
+
+def _operators(rank: Rank, links: Links, low: int, high: int) -> np.ndarray:
+    e = rank.events
+    found = np.flatnonzero((e.cat == CPU_OP) & (e.ts_ns >= low) & (e.ts_ns < high))
+    return found[np.isin(threads(rank, found), training(rank, links, low, high))]
+
+
+def _by_thread(made: list) -> tuple[Entry, ...]:
+    """(thread, begin, -length, entry) in order: the threads by what began first on each, kernels without a thread last."""
+    first: dict[int, int] = {}
+    for thread, at, *_ in made:
+        first[thread] = min(first.get(thread, at), at)
+    order = {t: i for i, t in enumerate(sorted(first, key=lambda t: (t < 0, first[t])))}
+    return tuple(entry for *_, entry in sorted(made, key=lambda m: (order[m[0]], m[1], m[2])))
 
 
 def _on_host(rank: Rank, links: Links, s: Step, loader: Union, _) -> Ledger:
@@ -142,10 +166,18 @@ def _on_host(rank: Rank, links: Links, s: Step, loader: Union, _) -> Ledger:
     inside = exclusive(start, end, -np.arange(len(start))).within(low, high)  # the last to start; loading before all
     lengths = inside.lengths(len(start))
     mine = e.ts_ns[rows] >= low
-    entries = tuple(
-        Entry(rank.names[e.name[r]], _shapes(rank, r), "", int(lengths[i]), 0)
-        for i, r in enumerate(rows.tolist())
-        if mine[i]
+    thread = threads(rank, rows).tolist()
+    entries = _by_thread(
+        [
+            (
+                thread[i],
+                int(e.ts_ns[r]),
+                -int(e.dur_ns[r]),
+                Entry(rank.names[e.name[r]], _shapes(rank, r), "", int(lengths[i]), 0),
+            )
+            for i, r in enumerate(rows.tolist())
+            if mine[i]
+        ]
     )
     carried = int(lengths[:n][~mine].sum())
     loading = int(lengths[n:].sum())
