@@ -165,6 +165,8 @@ def chunks(source: Source, broken: list[Break], limit: int | None = None) -> Ite
 def _unpacked(stream: BinaryIO, source: Source, broken: list[Break], limit: int) -> Iterator[bytes]:
     read = _reader(stream, broken)
     first = read(512)
+    if not first and broken:
+        raise TraceError(f"{source.label}: {broken[-1].why}", "Copy or record it again.")
     if not first:
         raise TraceError(
             f"{source.label} is empty (0 bytes)", "The profiler did not finish writing it: record it again."
