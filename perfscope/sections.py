@@ -242,6 +242,30 @@ def figure(views, title: str, caption: str = "") -> Html:
     )
 
 
+def bar_layout(rows: list[str], axis: str, title: str = "batch size", row: int = 40, notes: dict[int, str] | None = None, **more) -> dict:
+    """The layout of horizontal bars: one row of `row` pixels per name, the first on top; `notes`: row -> text where there is no bar."""
+    annotations = [
+        {"y": i, "x": 0, "text": f" {escape(text)}", "showarrow": False, "xanchor": "left", "font": {"color": MUTED}}
+        for i, text in (notes or {}).items()
+    ]
+    return {
+        "height": 100 + row * len(rows),
+        "annotations": annotations,
+        "xaxis": {"title": {"text": axis}, "rangemode": "tozero"},
+        "yaxis": {
+            "type": "category",
+            "title": {"text": title, "standoff": 12},
+            "categoryorder": "array",
+            "categoryarray": rows,
+            "range": [len(rows) - 0.5, -0.5],
+            "showgrid": False,
+        },
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "margin": {"t": 20},
+        **more,
+    }
+
+
 def contrast(colour: str) -> str:
     """Black or white, whichever is easier to read on the colour (relative luminance of WCAG 2)."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

@@ -100,6 +100,16 @@ def test_recorded_run_and_a_broken_trace(visit):
     frame.locator(".alarm").first.wait_for(timeout=WAIT)
 
 
+def test_the_old_plugin_has_the_run_recorded_here(board):
+    api = f"{board}data/plugin/pytorch_profiler/"
+    runs = json.loads(get(f"{api}runs")[2])
+    assert {"recorded", "gpu"} <= set(runs["runs"]) and not runs["loading"]
+    views = json.loads(get(f"{api}views?run=recorded")[2])
+    worker = json.loads(get(f"{api}workers?run=recorded&view={views[0]}")[2])[0]
+    overview = json.loads(get(f"{api}overview?run=recorded&worker={worker}&span=default")[2])
+    assert "Overview" in views and len(overview["steps"]["rows"]) == 2, overview
+
+
 def test_inside_tensorboard(visit):
     page = visit("#perfscope")
     inner = page.frame_locator("iframe")
