@@ -9,26 +9,11 @@ from perfscope.trace import diff_page
 from perfscope.trace.diff import diff
 from perfscope.trace.page import of_trace
 from tests.browser.chromium import SCREENSHOTS, until
-from tests.trace_fuzz import START, _x, classic, events
+from tests.trace_fuzz import classic, events, rich
 
 TRACES = Path(os.environ.get("PERFSCOPE_DATA", "/nonexistent")) / "traces"
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 pytest.importorskip("plotly", reason="the page carries plotly's bundle")
-
-
-def rich(some):
-    """With everything that can be recorded: matmuls with shapes, modules, memory, compiled code, a graph."""
-    made = list(some)
-    for s in range(4):
-        t = START + 1000 * s
-        shapes = {"Input Dims": [[64, 128], [128, 256]], "Input type": ["float", "float"]}
-        made += [_x("python_function", "nn.Module: Net_0", 10, 10, f"{t + 5}.000", "600.000", {}), _x("python_function", "nn.Module: Linear_0", 10, 10, f"{t + 600}.000", "4.000", {}),
-                 _x("cpu_op", "aten::mm", 10, 10, f"{t + 610}.000", "20.000", shapes), _x("cuda_runtime", "cudaLaunchKernel", 10, 10, f"{t + 612}.000", "2.000", {"correlation": 5000 + s}),
-                 _x("kernel", "ampere_sgemm_64x64", 0, 7, f"{t + 620}.000", "30.000", {"device": 0, "stream": 7, "correlation": 5000 + s}),
-                 _x("user_annotation", f"Torch-Compiled Region: 0/{s % 2}", 10, 10, f"{t + 640}.000", "20.000", {})]
-        made += [{"ph": "i", "name": "[memory]", "ts": f"{t + at}.000", "pid": 10, "tid": 10, "s": "t",
-                  "args": {"Total Reserved": 1 << 30, "Total Allocated": (s + 1) * size, "Bytes": size, "Addr": 1, "Device Id": 0, "Device Type": 1}} for at, size in ((20, 1 << 20), (500, 3 << 20))]
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +25,7 @@ def folder(tmp_path_factory):
     (made / "hostile.json").write_bytes(classic([{**e, "name": HOSTILE} if e.get("cat") in ("kernel", "cpu_op") else e for e in some]))
     for path in list(made.glob("*.json")):
         path.with_suffix(".html").write_text(of_trace(path, cache=False), encoding="utf-8")
-    (made / "rich.json").write_bytes(classic(rich(some)))
+    (made / "rich.json").write_bytes(classic(rich()))
     (made / "rich.html").write_text(of_trace(made / "rich.json", cache=False), encoding="utf-8")
     slow = [{**e, "dur": "55.003"} if e["name"].startswith("cutlass") else e for e in some]
     (made / "slow.json").write_bytes(classic(slow))

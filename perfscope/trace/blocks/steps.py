@@ -56,7 +56,7 @@ def idle(rank: RankAnalysis) -> Block:
         return sum(getattr(s, key) for s in steps)
 
     busy = [(k, sum(pieces(s)[k] for s in steps)) for k in PIECES[:3]]
-    rows = [*busy, *((f"idle: {k}", of(v)) for k, v in REASONS.items()), ("all steps", whole)]
+    rows = [*busy, *((f"idle: {k.removesuffix(' idle')}", of(v)) for k, v in REASONS.items()), ("all steps", whole)]
     lines = [
         f"The GPU is busy {percent(of('busy_ns') / whole, 3)} of the steps and idle {percent(of('idle_ns') / whole, 3)}."
     ]
