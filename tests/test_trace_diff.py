@@ -16,7 +16,7 @@ from perfscope.trace.analysis import Analysis, RankAnalysis, analyze_files
 from perfscope.trace.typical import PIECES, middle, pieces, steady
 from perfscope.trace.diff import diff
 from perfscope.trace.steps import Step
-from tests.trace_fuzz import START, _x, classic, events
+from tests.trace_fuzz import START, _x, classic, events, linked
 
 TRACES = Path(os.environ.get("PERFSCOPE_DATA", "/nonexistent")) / "traces"
 real = pytest.mark.skipif(not TRACES.is_dir(), reason="$PERFSCOPE_DATA has no traces")
@@ -148,9 +148,8 @@ def test_command(tmp_path, capsys):
 
 
 @real
-def test_loader_pair(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    d = diff(*(TRACES / f"v100-resnet50-loader-{n}.json.gz" for n in ("in-process", "4-workers")))
+def test_loader_pair(tmp_path):
+    d = diff(*(linked(TRACES / f"v100-resnet50-loader-{n}.json.gz", tmp_path) for n in ("in-process", "4-workers")))
     assert (round(d.a.step_ns / 1e6), round(d.b.step_ns / 1e6)) == (176, 126)
     assert sum(d.pieces.values()) == d.difference_ns
     assert d.pieces["loading exposed"] < -50e6 and d.a.loader_ns > 60e6 > 2e6 > d.b.loader_ns
@@ -162,11 +161,11 @@ def test_loader_pair(monkeypatch, tmp_path):
 
 
 @real
-def test_real_differences_add_up():
+def test_real_differences_add_up(tmp_path):
     ranks = [analyze_files(TRACES / "h100-nanogpt-8ranks" / f"rank{n}.json.gz", cache=False) for n in (0, 1)]
     assert not diff(*ranks).aligned                     # without their traces: by the tables
     for a, b in (("h100-nanogpt-8ranks/rank0", "h100-nanogpt-8ranks/rank1"), ("a100-resnet50-ddp-nchw", "v100-resnet50-fp32")):
-        added_up(diff(TRACES / f"{a}.json.gz", TRACES / f"{b}.json.gz"))
+        added_up(diff(linked(TRACES / f"{a}.json.gz", tmp_path), linked(TRACES / f"{b}.json.gz", tmp_path)))
 
 
 def test_without_a_gpu_the_hosts_operators_are_matched(tmp_path):

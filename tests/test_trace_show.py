@@ -15,7 +15,7 @@ from perfscope.trace.page import View, build, of_trace
 from perfscope.trace.show import markdown, terminal
 from perfscope.trace.typical import chosen
 from tests.test_trace_view import made, write
-from tests.trace_fuzz import START, _x, classic, events, python_export, rich, year_2021
+from tests.trace_fuzz import START, _x, classic, events, linked, python_export, rich, year_2021
 
 TRACES = Path(os.environ.get("PERFSCOPE_DATA", "/nonexistent")) / "traces"
 real = pytest.mark.skipif(not TRACES.is_dir(), reason="$PERFSCOPE_DATA has no traces")
@@ -170,9 +170,8 @@ def test_somebodys_broken_section_does_not_cost_the_page(trace, monkeypatch):
 
 @real
 @pytest.mark.parametrize("name", ["a100-resnet50-ddp-nchw.json.gz", "h100-nanogpt-8ranks"])
-def test_real(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert main(["trace", "analyze", str(TRACES / name), "--html", str(tmp_path / "page.html")]) == 0
+def test_real(name, tmp_path, capsys):
+    assert main(["trace", "analyze", str(linked(TRACES / name, tmp_path)), "--html", str(tmp_path / "page.html")]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines()[:-1])) <= 80
     if name.startswith("a100"):

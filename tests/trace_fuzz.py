@@ -99,6 +99,18 @@ def year_2021(some=None) -> bytes:
 LAYOUTS = {"classic": classic, "native": native, "python_export": python_export, "year_2021": year_2021}
 
 
+def linked(path: Path, folder: Path) -> Path:
+    """A trace, or a directory of ranks, as links in a folder of the test's: what is kept beside a trace is kept there."""
+    here = folder / path.name
+    if path.is_dir():
+        here.mkdir(exist_ok=True)
+        for file in path.glob("*.json.gz"):
+            linked(file, here)
+    elif not here.exists():
+        here.symlink_to(path)
+    return here
+
+
 def corpus() -> dict[str, bytes]:
     """Damaged and odd traces by name. A name that starts with "none_" has nothing to read, "odd_" nothing lost."""
     whole = classic()

@@ -63,22 +63,28 @@ class TensorCores:
 def tensor_cores(rank: Rank, links: Links) -> TensorCores | None:
     """None where no kernel is a matmul, convolution or attention."""
     e = rank.events
-    uses = np.array([{None: NONE, True: USED, False: OTHER}[kind(n).tensor_cores] for n in rank.names], np.int8)
+    uses = np.array([{None: NONE, True: USED, False: OTHER}[kind(n).tensor_cores] for n in rank.names], np.int64)
     mine = np.flatnonzero(e.cat[links.gpu] == KERNEL)
     mine = mine[uses[e.name[links.gpu[mine]]] != NONE] if len(mine) else mine
     if not len(mine):
         return None
     rows, op = links.gpu[mine], links.op[mine]
     at = np.maximum(op, 0)
-    key = np.stack(
-        (uses[e.name[rows]], e.device[rows], np.where(op >= 0, e.name[at], -1), np.where(op >= 0, e.dtypes[at], -1)), 1
-    ).astype(np.int64)
-    found, index, count = np.unique(key, axis=0, return_inverse=True, return_counts=True)
+    device, name = e.device[rows].astype(np.int64), np.where(op >= 0, e.name[at], -1).astype(np.int64)
+    types = np.where(op >= 0, e.dtypes[at], -1)
+    sizes = 1 << 16, len(rank.names) + 1, len(rank.texts) + 1  # devices, names, types: one number for each mixture
+    key = (
+        ((uses[e.name[rows]] * sizes[0] + np.clip(device, 0, sizes[0] - 1)) * sizes[1] + name + 1) * sizes[2]
+        + types
+        + 1
+    )
+    found, index, count = np.unique(key, return_inverse=True, return_counts=True)
     total = np.zeros(len(found), np.int64)
     np.add.at(total, index.reshape(-1), e.dur_ns[rows])
+    parts = zip(*(v.tolist() for v in _apart(found, sizes)), count.tolist(), total.tolist())
     properties = _properties(rank)
     sums, unused = {k: 0 for k in (USED, ELIGIBLE, OTHER, UNKNOWN)}, {}
-    for (use, device, name, types), n, ns in zip(found.tolist(), count.tolist(), total.tolist()):
+    for use, device, name, types, n, ns in parts:
         dtype = _first(rank.texts[types]) if types >= 0 else ""
         state = USED if use == USED else _could(properties.get(device), dtype)
         sums[state] += ns
@@ -87,6 +93,14 @@ def tensor_cores(rank: Rank, links: Links) -> TensorCores | None:
             unused[rank.names[name], dtype] = n0 + n, ns0 + ns
     ordered = sorted((Unused(*k, *v) for k, v in unused.items()), key=lambda u: (-u.total_ns, u.op))
     return TensorCores(sums[USED], sums[ELIGIBLE], sums[OTHER], sums[UNKNOWN], tuple(ordered))
+
+
+def _apart(key: np.ndarray, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """(use, device, name, types) of each key."""
+    key, types = np.divmod(key, sizes[2])
+    key, name = np.divmod(key, sizes[1])
+    use, device = np.divmod(key, sizes[0])
+    return [use, device, name - 1, types - 1]
 
 
 def _properties(rank: Rank) -> dict[int, tuple[str, int]]:

@@ -116,9 +116,10 @@ def test_without_a_gpu_it_is_a_note(visit):
     assert page.locator("#timeline .barlayer .point").count() > 0 and page.locator("#split").count() == 0
 
 
+@pytest.mark.parametrize("name", ["small", "rich", "diff"])
 @pytest.mark.parametrize("options", [{"viewport": {"width": 390, "height": 844}}, {"color_scheme": "dark"}])
-def test_phone_and_dark(visit, options):
-    page = visit("small", **options)
+def test_phone_and_dark(visit, options, name):
+    page = visit(name, **options)
     assert page.evaluate("document.documentElement.scrollWidth") <= options.get("viewport", {"width": 1280})["width"]
     assert page.evaluate("document.documentElement.dataset.theme") == options.get("color_scheme", "light")
 
