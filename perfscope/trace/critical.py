@@ -217,7 +217,9 @@ class _Host:
         e, self.rank = rank.events, rank
         rows = np.flatnonzero((e.cat == CPU_OP) & (e.ts_ns < high) & (e.ts_ns + e.dur_ns > low))
         if links.ops is not None:  # outermost ones only
-            rows = rows[np.isin(rows, links.ops.rows[links.ops.parent < 0])]
+            outermost = np.zeros(len(e), bool)
+            outermost[links.ops.rows[links.ops.parent < 0]] = True
+            rows = rows[outermost[rows]]
         rows = rows[np.isin(threads(rank, rows), training(rank, links, low, high))]
         rows = rows[np.argsort(e.ts_ns[rows], kind="stable")]
         loads = (loader.start < high) & (loader.end > low)
