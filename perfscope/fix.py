@@ -193,7 +193,7 @@ class Lab:
         except PerfscopeError as e:
             return {"waived": f"not possible: {e.message}"}
         return {"pairs": CONFIRM_PAIRS, "recipe": made[0].arm.recipe, "comparison": to_dict(run.comparisons[0]), "words": run.comparisons[0].verdict,
-                "split": getattr(run, "split", "")}
+                "split": run.data.split}
 
     def _make(self, stack):
         from perfscope.workload.resolve import resolve

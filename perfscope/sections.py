@@ -153,8 +153,12 @@ def cell(value, sort: float | str | None = None, note: str = "") -> Html:
     return Html(f"<td{key}{' title=' + chr(34) + escape(note) + chr(34) if note else ''}>{escape(value)}</td>")
 
 
-def table(head, rows, caption: str = "", sortable: bool = True) -> Html:
-    """A table; `head` are titles, rows hold text or what `cell` made. It scrolls inside its own frame on a phone."""
+def table(head, rows, caption: str = "", sortable: bool = True, words=()) -> Html:
+    """A table; `head` are titles, rows hold text or what `cell` made. It scrolls inside its own frame on a phone.
+
+    `words`: columns (from 0, up to the tenth) that hold text and stand on the left; the first always does.
+    """
+    kind = " ".join(["sortable" if sortable else "still", *(f"word{i + 1}" for i in words if i)])
     heads = "".join(
         f'<th scope="col">{f"<button type=button>{escape(h)}</button>" if sortable else escape(h)}</th>' for h in head
     )
@@ -164,7 +168,7 @@ def table(head, rows, caption: str = "", sortable: bool = True) -> Html:
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return Html(
-        f'<div class="frame"><table class="{"sortable" if sortable else "still"}">{title}'
+        f'<div class="frame"><table class="{kind}">{title}'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -251,6 +255,30 @@ def figure(views, title: str, caption: str = "") -> Html:
         f'<figure class="plot" aria-label="{escape(title)}"><div class="canvas" style="min-height:{int(height)}px">'
         f'</div>{note}<script type="application/json">{embed("{" + stored + "}")}</script></figure>'
     )
+
+
+def bar_layout(rows: list[str], axis: str, title: str = "batch size", row: int = 40, notes: dict[int, str] | None = None, **more) -> dict:
+    """The layout of horizontal bars: one row of `row` pixels per name, the first on top; `notes`: row -> text where there is no bar."""
+    annotations = [
+        {"y": i, "x": 0, "text": f" {escape(text)}", "showarrow": False, "xanchor": "left", "font": {"color": MUTED}}
+        for i, text in (notes or {}).items()
+    ]
+    return {
+        "height": 100 + row * len(rows),
+        "annotations": annotations,
+        "xaxis": {"title": {"text": axis}, "rangemode": "tozero"},
+        "yaxis": {
+            "type": "category",
+            "title": {"text": title, "standoff": 12},
+            "categoryorder": "array",
+            "categoryarray": rows,
+            "range": [len(rows) - 0.5, -0.5],
+            "showgrid": False,
+        },
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "margin": {"t": 20},
+        **more,
+    }
 
 
 def contrast(colour: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perfscope import facts
 from perfscope.record import Run, label
-from perfscope.sections import TEXT, colour, contrast, escape, figure, scaled, share, words
+from perfscope.sections import TEXT, bar_layout, colour, contrast, escape, figure, scaled, share, words
 
 TITLE = "Where the time goes"
 ORDER = 20
@@ -62,39 +62,10 @@ def bars(run: Run, scale, unit: str, axis: str) -> dict:
                 f"allow<extra></extra>",
             }
         )
-    lost = [
-        {
-            "y": i,
-            "x": 0,
-            "text": f" {escape(facts.note(b))}",
-            "showarrow": False,
-            "xanchor": "left",
-            "font": {"color": "theme:muted"},
-        }
-        for i, b in enumerate(run.batches)
-        if b not in have
-    ]
-    return {
-        "data": data,
-        "layout": {
-            "barmode": "stack",
-            "bargap": 0.22,
-            "height": 100 + BAR * len(every),
-            "annotations": lost,
-            "uniformtext": {"minsize": 10, "mode": "hide"},
-            "xaxis": {"title": {"text": axis}, "rangemode": "tozero"},
-            "yaxis": {
-                "type": "category",
-                "title": {"text": "batch size", "standoff": 12},
-                "categoryorder": "array",
-                "categoryarray": every,
-                "range": [len(every) - 0.5, -0.5],
-                "showgrid": False,
-            },
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-            "margin": {"t": 20},
-        },
-    }
+    lost = {i: facts.note(b) for i, b in enumerate(run.batches) if b not in have}
+    layout = bar_layout(every, axis, row=BAR, notes=lost, barmode="stack", bargap=0.22, uniformtext={"minsize": 10, "mode": "hide"})
+    layout["legend"]["traceorder"] = "normal"
+    return {"data": data, "layout": layout}
 
 
 def render(run: Run) -> str:

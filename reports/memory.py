@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from perfscope import facts
 from perfscope.record import Run
-from perfscope.sections import COLOURS, amount, cell, details, escape, figure, table
+from perfscope.sections import COLOURS, amount, bar_layout, cell, details, escape, figure, table
 
 TITLE = "Memory"
 ORDER = 60
 KINDS = ("breakdown",)
 GIB = 1024**3
+BAR = 46  # pixels per batch size: two bars
 
 
 def peaks(run: Run) -> dict:
@@ -34,37 +35,8 @@ def peaks(run: Run) -> dict:
             }
         )
     every = [str(b.batch_size) for b in run.batches]
-    lost = [
-        {
-            "y": i,
-            "x": 0,
-            "text": f" {escape(facts.note(b))}",
-            "showarrow": False,
-            "xanchor": "left",
-            "font": {"color": "theme:muted"},
-        }
-        for i, b in enumerate(run.batches)
-        if b.status == "out-of-memory"
-    ]
-    return {
-        "data": data,
-        "layout": {
-            "barmode": "group",
-            "height": 110 + 46 * len(every),
-            "annotations": lost,
-            "margin": {"t": 20},
-            "xaxis": {"title": {"text": "peak memory, GiB"}, "rangemode": "tozero"},
-            "yaxis": {
-                "type": "category",
-                "title": {"text": "batch size", "standoff": 12},
-                "categoryorder": "array",
-                "categoryarray": every,
-                "range": [len(every) - 0.5, -0.5],
-                "showgrid": False,
-            },
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        },
-    }
+    lost = {i: facts.note(b) for i, b in enumerate(run.batches) if b.status == "out-of-memory"}
+    return {"data": data, "layout": bar_layout(every, "peak memory, GiB", row=BAR, notes=lost, barmode="group")}
 
 
 def render(run: Run) -> str:

@@ -136,3 +136,26 @@ def test_a_workload_object_is_fixed_in_this_process_and_left_alone():
     assert [t.cure for t in r.trials] == ["zero_grad_fills"] and len(r.trials[0].processes) == 1
     assert all((w.model.state_dict()[n] == p).all() for n, p in before.items())
     assert "one-process" in [x.code for x in r.warnings]
+
+
+def test_confirming_is_waived_where_nothing_can_differ(scripted):
+    same = Numerics(True, "float64", 0, 0, 0, 0, 1, curve=(2.0, 1.0), curve_before=(2.0, 1.0))
+    scripted({"a": 0.7}, numerics={"a": same})
+    assert "unchanged" in fixing.fix("mnist_cnn", confirm=True).confirmed["waived"]
+    scripted({"a": 1.3})
+    assert fixing.fix("mnist_cnn", confirm=True).confirmed["waived"] == "no cure was kept"
+    scripted({"a": 0.7})
+    assert "no recipe trains" in fixing.fix("resnet50", confirm=True).confirmed["waived"]
+
+
+@pytest.mark.slow
+def test_base_and_stack_are_trained_to_the_end(scripted, monkeypatch):
+    """The cures of a fix, on random data instead of MNIST."""
+    import perfscope.speedrun as speedruns
+    from perfscope import probing
+    real = speedruns.confirm
+    monkeypatch.setattr(speedruns, "confirm", lambda *made, **named: real(*made, **{**named, "synthetic": 256, "pairs": 5}))
+    scripted({"optimizer_not_fused": 0.8}, numerics={"optimizer_not_fused": GOOD}, optimizer_not_fused=probing.probes()["optimizer_not_fused"])
+    confirmed = fixing.fix("mnist_cnn", confirm=True, options=Options(device="cpu")).confirmed
+    assert confirmed["recipe"] == "mnist_ladder:8" and confirmed["words"] in ("FASTER", "SLOWER", "SAME", "UNCLEAR")
+    assert {"time", "accuracy", "not_worse"} <= set(confirmed["comparison"])

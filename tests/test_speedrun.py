@@ -1,5 +1,6 @@
 """The protocol with a fake clock; the plan, resuming, interrupting; ladder, ablation, confirmation, on a tiny recipe."""
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -322,3 +323,21 @@ def test_a_speedrun_cannot_be_compared_with_a_breakdown(records, tmp_path):
     from perfscope.compare import compare
     with pytest.raises(RecordError, match="of a speedrun"):
         compare(records["runs"], records["runs"])
+
+
+def test_a_cured_workload_brings_its_cures_along():
+    from perfscope import probing
+    from perfscope.workload.resolve import resolve
+
+    seen = []
+    cured = probing.apply(resolve("mnist_cnn"), ("conv_not_channels_last", "no_mixed_precision", "optimizer_not_fused"))
+    cured = dataclasses.replace(cured, contexts=(lambda: contextlib.closing(type("Seen", (), {"close": lambda self: seen.append("left")})()),))
+    made = arms.from_workload(cured)
+    assert (made.settings.dtype, made.settings.memory_format) == ("amp-bfloat16", "channels_last")
+    net = made.recipe.model(made.settings)
+    assert arms.optimizer_of(cured)(net.parameters()).defaults["fused"] is True
+    data = datasets.synthetic("mnist", 256, 64, 0)
+    made.recipe.train(dataclasses.replace(data, test_labels=None), made.settings, 0, Log(), Ranks())
+    assert seen == ["left"], "contexts are entered and left"
+    with pytest.raises(UsageError, match="has a clip"):
+        arms.from_workload(dataclasses.replace(cured, clip=lambda parameters: None))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -290,3 +292,13 @@ def test_collectives_by_hand(known):
 def test_ranks_in_parallel_give_the_same():
     with ThreadPoolExecutor(2) as pool:
         assert analyze_files(TRACES / "h100-nanogpt-8ranks", executor=pool, cache=False) == analyze(read(TRACES / "h100-nanogpt-8ranks", cache=False))
+
+
+@pytest.mark.parametrize("executor", ["processes", "threads"])
+def test_the_example_of_executors(executor, tmp_path):
+    for n in (0, 1):
+        one = classic(events(3)).replace(b'"rank": 3', f'"rank": {n}'.encode())
+        (tmp_path / f"rank{n}.json").write_bytes(one)
+    example = Path(__file__).parents[1] / "docs" / "examples" / "ranks_in_parallel.py"
+    done = subprocess.run([sys.executable, str(example), str(tmp_path), "--executor", executor], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"rank {n}: steps 3.000 ms, waited 0.000 ms" for n in (0, 1)] + ["straggler: None"], done.stderr

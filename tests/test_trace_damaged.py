@@ -1,10 +1,12 @@
 """Damaged and odd traces: what can be read is read, what is lost is said, and nothing ever breaks or hangs."""
 
 import gzip
+import os
 import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from perfscope.trace.text import sources, chunks
 from tests.trace_fuzz import LAYOUTS, attempt, classic, corpus, events, mutated, one
 
 CORPUS = corpus()
+TRACES = Path(os.environ.get("PERFSCOPE_DATA", "/nonexistent")) / "traces"
 CODES = {"lost": "events_lost", "cut": "truncated", "broken": "truncated"}
 
 
@@ -103,3 +106,37 @@ def test_bomb_takes_little_memory(tmp_path):
             "print(next(int(x.split()[1]) // 1024 for x in open('/proc/self/status') if x.startswith('VmHWM')))")
     out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
     assert int(out.split()[-1]) < 400           # VmHWM: ru_maxrss would count what the parent had when it forked
+
+
+def variants(text: bytes) -> dict[str, bytes]:
+    """The fourteen odd variants of one trace on which other analysers fail."""
+    at = text.index(b'"args": {', text.index(b'"cat": "kernel"')) + len(b'"args": {')
+    name = text.index(b'"name": "', text.index(b'"cat": "kernel"')) + len(b'"name": "')
+    events_at = text.index(b'"traceEvents": [') + len(b'"traceEvents": ')
+    lines = text.split(b"},\n")
+
+    def put(where: int, what: bytes) -> bytes:
+        return text[:where] + what + text[where:]
+    return {
+        "intact": text, "NaN": put(at, b'"x": NaN, '), "nan": put(at, b'"x": nan, '), "inf": put(at, b'"x": inf, '), "control character": put(name, b"\x01"), "invalid UTF-8": put(name, b"\xff\xfe"),
+        "backslash": put(name, b"C:\\q"), "truncated JSON": text[:len(text) // 2], "truncated gzip": gzip.compress(text)[:-50_000], "array form": text[events_at:text.rindex(b"]") + 1],
+        "CPU only": b"},\n".join(line for line in lines if b'"kernel"' not in line and b'"gpu_mem' not in line), "empty": b"", "duplicate key": put(at, b'"stream": 7, "stream": 7, '),
+        "no ProfilerStep": text.replace(b"ProfilerStep#", b"NoStep "),
+    }
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="$PERFSCOPE_DATA has no traces")
+def test_fourteen_variants_of_a_real_trace(tmp_path):
+    text = gzip.decompress((TRACES / "a100-resnet50-ddp-nchw.json.gz").read_bytes())
+    found = {}
+    for name, data in variants(text).items():
+        trace, analysis, error = attempt(data, tmp_path)
+        found[name] = error if trace is None else (trace.ranks[0].counts["events"], analysis.ranks[0].kernels_ns, {w.code for w in analysis.warnings})
+    assert len(found) == 14 and "empty (0 bytes)" in found.pop("empty")
+    assert found.pop("truncated JSON")[2] >= {"truncated"} and found.pop("truncated gzip")[2] >= {"truncated"}
+    events_, kernels_, codes = found.pop("CPU only")
+    assert events_ > 30_000 and kernels_ == 0 and "no_device_events" in codes
+    events_, kernels_, codes = found.pop("no ProfilerStep")
+    assert (events_, kernels_) == (40_573, found["intact"][1]) and "no_steps" in codes
+    assert {v[:2] for v in found.values()} == {(40_573, 162_532_340)} and len(found) == 9, found       # to the nanosecond, whatever is odd about it
+    assert not any(v[2] & {"truncated", "events_lost"} for v in found.values())

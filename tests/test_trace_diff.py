@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from perfscope.cli import main
 from perfscope.errors import UsageError
 from perfscope.trace import analyze, read
-from perfscope.trace.analysis import Analysis, RankAnalysis
-from perfscope.trace.blocks import PIECES, middle, pieces, steady
+from perfscope.trace.analysis import Analysis, RankAnalysis, analyze_files
+from perfscope.trace.typical import PIECES, middle, pieces, steady
 from perfscope.trace.diff import diff
 from perfscope.trace.steps import Step
-from tests.trace_fuzz import START, _x, classic, events
+from tests.trace_fuzz import START, _x, classic, events, linked
 
 TRACES = Path(os.environ.get("PERFSCOPE_DATA", "/nonexistent")) / "traces"
 real = pytest.mark.skipif(not TRACES.is_dir(), reason="$PERFSCOPE_DATA has no traces")
@@ -97,6 +97,13 @@ def small(path, steps=3, **rename):
     return path
 
 
+def added_up(d):
+    """What the operators and the rest, and the kernels and the rest, make of the difference: all of it, exactly."""
+    assert d.aligned and sum(d.rest.values()) + sum(c.difference_ns for c in d.ops) == d.difference_ns
+    assert sum(d.rest.values()) + sum(c.difference_ns for c in d.kernels) == d.difference_ns or d.a.device < 0
+    assert sum(c.idle_difference_ns for c in d.ops) == d.rest["idle in front of operators"]
+
+
 def test_matching(tmp_path):
     a = small(tmp_path / "a.json")
     b = small(tmp_path / "b.json", vectorized_elementwise_kernel="another", nchwToNhwcKernel=None, cutlass_tensorop_s1688fprop=("55.003",))
@@ -106,8 +113,10 @@ def test_matching(tmp_path):
     assert states["nchwToNhwcKernel<float>"] == ("gone", 1, 0, -50_003) and states["cutlass_tensorop_s1688fprop"] == ("slower", 1, 1, 5_000)
     assert states["cudnn::bn_fw_tr_1C11_kernel_NCHW"][0] == "equal"
     assert sum(c.difference_ns for c in d.kernels) == pytest.approx(d.b.kernels_ns - d.a.kernels_ns, abs=1e-3)
-    conv = next(c for c in d.ops if c.name == "aten::cudnn_convolution")
-    assert conv.shapes == "[[8, 3, 32, 32], []]" and round(conv.difference_ns) == 5_000 - 50_003
+    first, second = [c for c in d.ops if c.name == "aten::cudnn_convolution"]      # the first has no kernel any more, the second a longer one
+    assert (first.state, first.nth, first.of, first.shapes, round(first.difference_ns)) == ("faster", 1, 2, "[[8, 3, 32, 32], []]", -50_003)
+    assert (second.state, second.nth, round(second.difference_ns)) == ("slower", 2, 5_000)
+    added_up(d)
     assert {c.state for c in diff(a, a).kernels} == {"equal"} and diff(a, a).difference_ns == 0
 
 
@@ -139,15 +148,45 @@ def test_command(tmp_path, capsys):
 
 
 @real
-def test_loader_pair(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    d = diff(*(TRACES / f"v100-resnet50-loader-{n}.json.gz" for n in ("in-process", "4-workers")))
+def test_loader_pair(tmp_path):
+    d = diff(*(linked(TRACES / f"v100-resnet50-loader-{n}.json.gz", tmp_path) for n in ("in-process", "4-workers")))
     assert (round(d.a.step_ns / 1e6), round(d.b.step_ns / 1e6)) == (176, 126)
     assert sum(d.pieces.values()) == d.difference_ns
     assert d.pieces["loading exposed"] < -50e6 and d.a.loader_ns > 60e6 > 2e6 > d.b.loader_ns
     assert abs(d.a.kernels_ns / d.b.kernels_ns - 1) < 0.01
     assert d.sentence.startswith("50.0 ms of A's median step is loading that B does not have: 176.3 ms in A, 126.3 ms in B")
+    added_up(d)
+    assert not [c for c in d.ops if c.state in ("new", "gone")] and max(c.of for c in d.ops) > 1        # the same network
     assert d.sentence.endswith("kernel time per step is equal within 1 % (98.6 and 99.1 ms).") and d.sentence.count(". ") == 0
+
+
+@real
+def test_real_differences_add_up(tmp_path):
+    ranks = [analyze_files(TRACES / "h100-nanogpt-8ranks" / f"rank{n}.json.gz", cache=False) for n in (0, 1)]
+    assert not diff(*ranks).aligned                     # without their traces: by the tables
+    for a, b in (("h100-nanogpt-8ranks/rank0", "h100-nanogpt-8ranks/rank1"), ("a100-resnet50-ddp-nchw", "v100-resnet50-fp32")):
+        added_up(diff(linked(TRACES / f"{a}.json.gz", tmp_path), linked(TRACES / f"{b}.json.gz", tmp_path)))
+
+
+def test_without_a_gpu_the_hosts_operators_are_matched(tmp_path):
+    some = [e for e in events(3) if e.get("cat") in ("cpu_op", "user_annotation", None)]
+    slow = [{**e, "dur": "80.500"} if e["name"] == "aten::batch_norm" else e for e in some]
+    (tmp_path / "a.json").write_bytes(classic(some))
+    (tmp_path / "b.json").write_bytes(classic(slow))
+    d = diff(tmp_path / "a.json", tmp_path / "b.json")
+    moved, = [c for c in d.ops if c.state != "equal"]
+    assert (moved.name, moved.state, moved.difference_ns) == ("aten::batch_norm", "slower", 20_000) and d.rest["other idle"] == -20_000
+    added_up(d)
+
+
+def test_page(tmp_path, capsys):
+    a, b = small(tmp_path / "a.json"), small(tmp_path / "b.json", vectorized_elementwise_kernel="<script>alert(1)</script>", cutlass_tensorop_s1688fprop=("55.003",))
+    assert main(["trace", "diff", str(a), str(b), "--html", str(tmp_path)]) == 0
+    assert str(tmp_path / "diff.html") in capsys.readouterr().err
+    page = (tmp_path / "diff.html").read_text()
+    body = page[page.index("<article"):page.index("</article>")]
+    assert body.count('class="plot"') == 2 and "alert(1)" in body and "<script>alert" not in page and "2 of 2" in body and 'id="sum"' in body
+    assert main(["trace", "diff", str(a), str(b), "--html", str(tmp_path / "no" / "x.html")]) == 3
 
 
 def test_pieces_of_a_real_step(tmp_path):

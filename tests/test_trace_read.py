@@ -135,6 +135,28 @@ def test_standard_input():
         assert int(subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True).stdout) == len(events())
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_tar_on_standard_input(mode, tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for n in (10, 2):
+            data = gzip.compress(classic(events(n)))
+            info = tarfile.TarInfo(f"run/rank{n}.json.gz")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    code = ("import glob, os, tempfile\nfrom perfscope.trace import read\nfrom perfscope.trace.analysis import analyze_files\n"
+            "t = read('-', cache=True)\nprint([r.source for r in t.ranks], [r.counts['events'] for r in t.ranks])\n"
+            "print(len(analyze_files('-').ranks), len(glob.glob(os.path.join(tempfile.gettempdir(), 'perfscope-*.tar'))))")
+    run = lambda data: subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, text=False, env={**os.environ, "TMPDIR": str(tmp_path)})  # noqa: E731
+    done = run(buffer.getvalue()).stdout.decode().splitlines()
+    assert done == [f"['standard input:run/rank2.json.gz', 'standard input:run/rank10.json.gz'] [{len(events(2))}, {len(events(10))}]", "2 1"]
+    assert list(tmp_path.iterdir()) == []                   # neither the copy nor a cache of it stays
+    if mode == "w":                                         # cut in the second: the first is read, and the loss said
+        cut = buffer.getvalue().index(b"run/rank2") + 600
+        text = subprocess.run([sys.executable, "-m", "perfscope", "trace", "analyze", "-"], input=buffer.getvalue()[:cut], capture_output=True).stdout.decode()
+        assert "1 rank " in text and "left out standard input:run/rank2.json.gz" in " ".join(text.split()) and "unexpected end of data" in " ".join(text.split())
+
+
 def test_reading_does_not_import_torch(tmp_path):
     path = write(tmp_path, classic())
     code = f"import sys; from perfscope.trace import read, analyze; analyze(read({str(path)!r}, cache=False)); print('torch' in sys.modules)"

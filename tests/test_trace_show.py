@@ -10,11 +10,12 @@ import pytest
 from perfscope import registry
 from perfscope.cli import main
 from perfscope.trace import analyze, read, split, timeline
-from perfscope.trace.blocks import blocks, chosen
+from perfscope.trace.blocks import blocks
 from perfscope.trace.page import View, build, of_trace
 from perfscope.trace.show import markdown, terminal
+from perfscope.trace.typical import chosen
 from tests.test_trace_view import made, write
-from tests.trace_fuzz import START, _x, classic, events, python_export, year_2021
+from tests.trace_fuzz import START, _x, classic, events, linked, python_export, rich, year_2021
 
 TRACES = Path(os.environ.get("PERFSCOPE_DATA", "/nonexistent")) / "traces"
 real = pytest.mark.skipif(not TRACES.is_dir(), reason="$PERFSCOPE_DATA has no traces")
@@ -53,6 +54,26 @@ def test_everything_is_said(trace, capsys):
     assert main(["trace", "analyze", str(trace), "--json", "--summary"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["detail"] == "summary" and len(found["ranks"][0]["steps"]) == 4 and not found["ranks"][0]["ops"]
+
+
+def test_everything_that_was_recorded_is_said(tmp_path, capsys):
+    (tmp_path / "t.json").write_bytes(classic(rich()))
+    assert main(["trace", "analyze", str(tmp_path / "t.json")]) == 0
+    text = capsys.readouterr().out
+    said = " ".join(text.split())
+    for wanted in ("WHAT TO DO NEXT Launch less: the GPU waits ", "Look for what is kept: every step leaves 3.00 MiB more", "CRITICAL PATH ProfilerStep#1, 1.000 ms from", "TENSOR CORES Of 0.320 ms",
+                   "63 % use them", "ARITHMETIC Matmuls and convolutions of known shapes: 16.8 MFLOP in 0.120 ms of device time, 140 GFLOP/s.", "0.49 % of that", "8 calls of such operators are left out",
+                   "MODULES", "· Linear_0", "COMPILED CODE 2 regions of torch.compile ran; 1 of their frames", "MEMORY GPU 0: at most 12.0 MiB allocated, 1.00 GiB reserved", "+3.00 MiB"):
+        assert wanted in said, wanted
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+    assert main(["trace", "analyze", str(tmp_path / "t.json"), "--markdown"]) == 0
+    text = capsys.readouterr().out
+    for wanted in ("#### What to do next", "#### Critical path", "#### Arithmetic", "#### Memory", "| aten::mm |"):
+        assert wanted in text, wanted
+    assert main(["trace", "analyze", str(tmp_path / "t.json"), "--json"]) == 0
+    rank = json.loads(capsys.readouterr().out)["ranks"][0]
+    assert sum(p["duration_ns"] for p in rank["critical"]["by_name"]) == rank["critical"]["duration_ns"] == sum(rank["critical"]["by_kind"].values())
+    assert rank["tensor_cores"]["used_ns"] == 200_012
 
 
 def test_options_that_cannot_be(trace, tmp_path, capsys):
@@ -149,9 +170,8 @@ def test_somebodys_broken_section_does_not_cost_the_page(trace, monkeypatch):
 
 @real
 @pytest.mark.parametrize("name", ["a100-resnet50-ddp-nchw.json.gz", "h100-nanogpt-8ranks"])
-def test_real(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert main(["trace", "analyze", str(TRACES / name), "--html", str(tmp_path / "page.html")]) == 0
+def test_real(name, tmp_path, capsys):
+    assert main(["trace", "analyze", str(linked(TRACES / name, tmp_path)), "--html", str(tmp_path / "page.html")]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines()[:-1])) <= 80
     if name.startswith("a100"):

@@ -35,6 +35,21 @@ def events(steps: int = 2) -> list[dict]:
     return out
 
 
+def rich(steps: int = 4) -> list[dict]:
+    """The same with everything that can be recorded: matmuls with shapes and types, modules, memory that grows, compiled code."""
+    made = events(steps)
+    for s in range(steps):
+        t = START + 1000 * s
+        shapes = {"Input Dims": [[64, 128], [128, 256]], "Input type": ["float", "float"]}
+        made += [_x("python_function", "nn.Module: Net_0", 10, 10, f"{t + 5}.000", "600.000", {}), _x("python_function", "nn.Module: Linear_0", 10, 10, f"{t + 600}.000", "4.000", {}),
+                 _x("cpu_op", "aten::mm", 10, 10, f"{t + 610}.000", "20.000", shapes), _x("cuda_runtime", "cudaLaunchKernel", 10, 10, f"{t + 612}.000", "2.000", {"correlation": 5000 + s}),
+                 _x("kernel", "ampere_sgemm_64x64", 0, 7, f"{t + 620}.000", "30.000", {"device": 0, "stream": 7, "correlation": 5000 + s}),
+                 _x("user_annotation", f"Torch-Compiled Region: 0/{s % 2}", 10, 10, f"{t + 640}.000", "20.000", {})]
+        made += [{"ph": "i", "name": "[memory]", "ts": f"{t + at}.000", "pid": 10, "tid": 10, "s": "t",
+                  "args": {"Total Reserved": 1 << 30, "Total Allocated": (s + 1) * size, "Bytes": size, "Addr": 1, "Device Id": 0, "Device Type": 1}} for at, size in ((20, 1 << 20), (500, 3 << 20))]
+    return made
+
+
 def _x(cat, name, pid, tid, ts, dur, args) -> dict:
     return {"ph": "X", "cat": cat, "name": name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": args}
 
@@ -82,6 +97,18 @@ def year_2021(some=None) -> bytes:
 
 
 LAYOUTS = {"classic": classic, "native": native, "python_export": python_export, "year_2021": year_2021}
+
+
+def linked(path: Path, folder: Path) -> Path:
+    """A trace, or a directory of ranks, as links in a folder of the test's: what is kept beside a trace is kept there."""
+    here = folder / path.name
+    if path.is_dir():
+        here.mkdir(exist_ok=True)
+        for file in path.glob("*.json.gz"):
+            linked(file, here)
+    elif not here.exists():
+        here.symlink_to(path)
+    return here
 
 
 def corpus() -> dict[str, bytes]:

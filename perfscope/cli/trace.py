@@ -43,6 +43,7 @@ NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Print the address
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="As Markdown.")]
 HtmlOut = Annotated[str, typer.Option("--html", metavar="OUT", help="Write a page with the time line of a step.")]
+DiffOut = Annotated[str, typer.Option("--html", metavar="OUT", help="Write a page with figures and sortable tables.")]
 RankNumber = Annotated[
     int,
     typer.Option(
@@ -226,14 +227,16 @@ def analyze(
     """Analyse any PyTorch trace exactly: steps, busy and idle time, kernels, operators, input, copies, launches, ranks."""
     from perfscope.record import to_dict
     from perfscope.trace.analysis import analyze_files
-    from perfscope.trace.blocks import blocks, chosen
+    from perfscope.trace.blocks import blocks
+    from perfscope.trace.text import sources
+    from perfscope.trace.typical import chosen
 
     if as_json and as_markdown:
         raise UsageError("--json and --markdown exclude each other", "Give one of them.")
     if limit_gb < 0:
         raise UsageError(f"a limit of {limit_gb} GB", "Give a positive number, or 0 for the built-in one.")
     detail, limit = "summary" if summary else "full", int(limit_gb * 1e9) or None
-    if html and trace == "-":
+    if html and sources(trace)[0].path == "-":
         raise UsageError("the page needs the trace twice, and standard input can be read once", "Give the file itself.")
     with _pool(trace) as pool:
         found = analyze_files(trace, detail, limit, pool)
@@ -282,21 +285,32 @@ def _pool(trace: str):
     from perfscope.trace.text import sources
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cpus, 1 if trace == "-" else len(sources(trace)))
+    workers = min(cpus, len(sources(trace)))
     return ProcessPoolExecutor(workers) if workers > 1 else nullcontext()
 
 
 @application.command("diff")
-def diff(a: Trace, b: Trace, as_json: Json = False, as_markdown: Markdown = False, rank: RankNumber = -1) -> int:
+def diff(
+    a: Trace,
+    b: Trace,
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+    html: DiffOut = "",
+    rank: RankNumber = -1,
+) -> int:
     """Compare two traces: what got slower, faster, new or gone in A against B, in sums that add up to the difference of the step."""
     from perfscope.record import to_dict
     from perfscope.trace import show
-    from perfscope.trace.diff import blocks
     from perfscope.trace.diff import diff as compare
+    from perfscope.trace.diff_blocks import blocks
 
     if as_json and as_markdown:
         raise UsageError("--json and --markdown exclude each other", "Give one of them.")
     found = compare(a, b, rank if rank >= 0 else None)
+    if html:
+        from perfscope.trace.diff_page import write
+
+        print(f"perfscope: {write(found, html)}", file=sys.stderr)
     if as_json:
         json.dump(to_dict(found), sys.stdout, indent=1, allow_nan=False)
         print()

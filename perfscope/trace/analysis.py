@@ -3,7 +3,8 @@
 The definitions stand where the figures are made: steps.py (busy, compute, communication, idle and its reasons, loader),
 tables.py (kernels, layout conversions, operators, launches, synchronisations, copies), host.py (which operator and module
 launched what), ranks.py (collectives, waiting, straggler, imbalance), critical.py (the critical path), roofline.py
-(arithmetic), compiled.py (CUDA graphs, torch.compile), modules.py (the tree of modules), memory.py. What was not recorded is None.
+(arithmetic), cores.py (tensor cores), compiled.py (CUDA graphs, torch.compile), modules.py (the tree of modules), memory.py.
+What was not recorded is None.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from perfscope.record import Warned
 from perfscope.trace import cache as store
 from perfscope.trace.columns import DATA, KERNEL, LOADER, Rank, Trace
 from perfscope.trace.compiled import Compiled, compiled
+from perfscope.trace.cores import TensorCores, tensor_cores
 from perfscope.trace.critical import CriticalPath, critical_path
 from perfscope.trace.host import link
 from perfscope.trace.intervals import union
@@ -45,6 +47,7 @@ from perfscope.trace.tables import (
 from perfscope.trace.text import sources
 
 SCHEMA = "perfscope/trace/1"
+FIGURES = 1  # raise it whenever the analysis of the same columns gives something else: kept ones are made anew
 LOADERS = re.compile(
     r"^enumerate\(DataLoader\)#|_BaseDataLoaderIter|DataLoaderIter\.__next__|^"
     + f"(?:{re.escape(LOADER)}|{re.escape(DATA)}$)"
@@ -80,6 +83,7 @@ class RankAnalysis:
     modules: tuple[ModuleRow, ...] | None = None
     memory: tuple[Memory, ...] | None = None
     marks: dict[str, int] = field(default_factory=dict)  # PyTorch's own annotations on the host, by name: how many
+    tensor_cores: TensorCores | None = None  # None: no kernel could use them
 
 
 @dataclass(frozen=True)
@@ -127,23 +131,24 @@ def analyze_files(
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is kept of an analysed rank; `key` as in cache.py."""
+    """What is kept of an analysed rank; `key` as in cache.py, `figures` this file's own version."""
 
     key: dict
     rank: RankAnalysis
     warnings: list[Warned]
+    figures: int = 0
 
 
 def _one(source, detail, limit_bytes, cache):
-    cache = cache and source.path != "-"
+    cache = cache and source.lasting
     known = store.load_analysis(source, detail, _Kept) if cache else None
-    if known is not None:
+    if known is not None and known.figures == FIGURES:
         return known.rank, known.warnings
     rank = read_rank(source, detail, limit_bytes, cache)
     done = analyze_rank(rank)
     warnings = [*rank.warnings, *_odd(done, rank.meta)]
     if cache and rank.counts["bytes"] >= store.FROM_BYTES:
-        store.save_analysis(source, detail, _Kept(store.key(source, detail), done, warnings))
+        store.save_analysis(source, detail, _Kept(store.key(source, detail), done, warnings, FIGURES))
     return done, warnings
 
 
@@ -215,6 +220,7 @@ def analyze_rank(rank: Rank) -> RankAnalysis:
         modules=modules(rank, links),
         memory=memory(rank, steps),
         marks=_marks(rank),
+        tensor_cores=tensor_cores(rank, links),
     )
 
 

@@ -27,13 +27,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from perfscope.trace.columns import CPU_OP, DRIVER, KERNEL, MEMCPY, RUNTIME, STEP, Rank
+from perfscope.trace.exclusive import exclusive
 from perfscope.trace.host import Links, threads
-from perfscope.trace.intervals import Union, both, union
+from perfscope.trace.intervals import Union
 from perfscope.trace.names import kind
 from perfscope.trace.steps import Windows, named_rows
 from perfscope.trace.tables import SYNCS
 
 LONGEST = 20  # segments that are kept
+NAMES = 60  # names that are kept
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,21 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class OnPath:
+    """All of the path that has one kind and name: kernels, waiting calls, or outermost operators (whoever began first, where two
+    threads run one). `count`: kernels or calls, each time the path comes by."""
+
+    kind: str
+    name: str
+    count: int
+    duration_ns: int
+
+
+@dataclass(frozen=True)
 class CriticalPath:
     """The path of the step of median length. `by_kind` adds up to `duration_ns`, which is the step's own length and `after_ns`,
-    how much later than the host the device was done. `longest`: segments, longest first."""
+    how much later than the host the device was done. `longest`: segments, longest first; `by_name`: what they are made of,
+    longest first."""
 
     step: str
     start_ns: int
@@ -58,6 +72,7 @@ class CriticalPath:
     by_kind: dict[str, int] = field(default_factory=dict)
     segments: int = 0
     longest: tuple[Segment, ...] = ()
+    by_name: tuple[OnPath, ...] = ()
 
 
 def critical_path(rank: Rank, links: Links, w: Windows, loader: Union) -> CriticalPath | None:
@@ -76,8 +91,13 @@ def critical_path(rank: Rank, links: Links, w: Windows, loader: Union) -> Critic
         elif b > a:
             out.append(Segment(what, rank.names[rank.events.name[row]] if row >= 0 else "", a, b - a))
     by_kind: dict[str, int] = {}
+    names: dict[tuple[str, str], tuple[int, int]] = dict(used.names)
     for s in out:
         by_kind[s.kind] = by_kind.get(s.kind, 0) + s.duration_ns
+        if s.kind != "host_operator":
+            n, ns = names.get((s.kind, s.name), (0, 0))
+            names[s.kind, s.name] = n + 1, ns + s.duration_ns
+    ordered = sorted((OnPath(*k, *v) for k, v in names.items()), key=lambda p: (-p.duration_ns, p.kind, p.name))
     out.sort(key=lambda s: -s.duration_ns)
     return CriticalPath(
         w.names[i],
@@ -87,10 +107,11 @@ def critical_path(rank: Rank, links: Links, w: Windows, loader: Union) -> Critic
         dict(sorted(by_kind.items(), key=lambda k: -k[1])),
         len(out),
         tuple(out[:LONGEST]),
+        tuple(ordered[:NAMES]),
     )
 
 
-def _training(rank: Rank, links: Links, low: int, high: int) -> np.ndarray:
+def training(rank: Rank, links: Links, low: int, high: int) -> np.ndarray:
     """The threads whose operators and waits count."""
     e = rank.events
     call = links.call[links.call >= 0]
@@ -110,7 +131,7 @@ def _waits(rank: Rank, links: Links, low: int, high: int) -> list[tuple[int, int
     blocked = e.ts_ns[copy] + e.dur_ns[copy] <= e.ts_ns[call] + e.dur_ns[call]
     rows, target = np.concatenate((rows, call[blocked])), np.concatenate((np.full(len(rows), -1), copies[blocked]))
     start, end = e.ts_ns[rows], e.ts_ns[rows] + e.dur_ns[rows]
-    keep = (end > low) & (end <= high) & np.isin(threads(rank, rows), _training(rank, links, low, high))
+    keep = (end > low) & (end <= high) & np.isin(threads(rank, rows), training(rank, links, low, high))
     return sorted(zip(end[keep].tolist(), start[keep].tolist(), rows[keep].tolist(), target[keep].tolist()))
 
 
@@ -193,19 +214,35 @@ class _Host:
     """What the host did in a stretch: its operators and the loader, on the training threads."""
 
     def __init__(self, rank: Rank, links: Links, low: int, high: int, loader: Union):
-        e, self.rank, self.loader = rank.events, rank, loader
+        e, self.rank = rank.events, rank
         rows = np.flatnonzero((e.cat == CPU_OP) & (e.ts_ns < high) & (e.ts_ns + e.dur_ns > low))
         if links.ops is not None:  # outermost ones only
-            rows = rows[np.isin(rows, links.ops.rows[links.ops.parent < 0])]
-        self.rows = rows[np.isin(threads(rank, rows), _training(rank, links, low, high))]
-        self.start, self.end = e.ts_ns[self.rows], e.ts_ns[self.rows] + e.dur_ns[self.rows]
-        self.either = both(union(self.start, self.end), loader)
+            outermost = np.zeros(len(e), bool)
+            outermost[links.ops.rows[links.ops.parent < 0]] = True
+            rows = rows[outermost[rows]]
+        rows = rows[np.isin(threads(rank, rows), training(rank, links, low, high))]
+        rows = rows[np.argsort(e.ts_ns[rows], kind="stable")]
+        loads = (loader.start < high) & (loader.end > low)
+        start = np.concatenate((loader.start[loads], e.ts_ns[rows]))
+        end = np.concatenate((loader.end[loads], e.ts_ns[rows] + e.dur_ns[rows]))
+        self.pieces = exclusive(start, end, np.arange(len(start)))  # loading goes before operators
+        self.name = np.concatenate((np.full(int(loads.sum()), -1), e.name[rows])).astype(np.int64)
+        self.names: dict[tuple[str, str], tuple[int, int]] = {}
 
     def parts(self, a: int, b: int) -> list[Segment]:
-        load = int(self.loader.within(a, b))
-        op = int(self.either.within(a, b)) - load
-        inside = np.minimum(self.end, b) - np.maximum(self.start, a)
-        most = int(inside.argmax()) if len(inside) else -1
-        name = self.rank.names[self.rank.events.name[self.rows[most]]] if most >= 0 and inside[most] > 0 else ""
-        found = (("loader", "", load), ("host_operator", name, op), ("host_other", "", b - a - load - op))
-        return [Segment(what, label, a, ns) for what, label, ns in found if ns > 0]
+        here = self.pieces.within(a, b)
+        name, ns = self.name[here.owner], here.end - here.start
+        load, found = int(ns[name < 0].sum()), {}
+        for i, who, length in zip(name.tolist(), here.owner.tolist(), ns.tolist()):
+            if i >= 0:
+                calls, before = found.get(i, (set(), 0))
+                calls.add(who)
+                found[i] = calls, before + length
+        for i, (calls, length) in found.items():
+            key = "host_operator", self.rank.names[i]
+            n0, ns0 = self.names.get(key, (0, 0))
+            self.names[key] = n0 + len(calls), ns0 + length
+        op = sum(v for _, v in found.values())
+        most = self.rank.names[max(found, key=lambda i: found[i][1])] if found else ""
+        made = (("loader", "", load), ("host_operator", most, op), ("host_other", "", b - a - load - op))
+        return [Segment(what, label, a, ns) for what, label, ns in made if ns > 0]

@@ -2,21 +2,24 @@
 
 The steps of one rank and device are compared: the median step of each (the mean of the two middle ones where their number
 is even), a first step left out where it differs by more than a quarter from the median of the others. The pieces are those
-of `blocks.pieces`: disjoint, and their differences add up to the difference of the two median steps, exactly (halves of a
-nanosecond are exact in a float). Operators match by name, input shapes and types, kernels by name; their figures are means
-per step over the whole trace, so work that starts in one step and runs into the next is not lost.
+of `typical.pieces`: disjoint, and their differences add up to the difference of the two median steps, exactly (halves of a
+nanosecond are exact in a float). Operators of the median steps match by name, input shapes, types and order (changes.py),
+kernels by name; what they take is exclusive (ledger.py), so that their differences and `rest` add up to that of the step too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perfscope.errors import UsageError
 from perfscope.sections import percent
-from perfscope.trace.analysis import Analysis, RankAnalysis, analyze_files
-from perfscope.trace.blocks import PIECES, Block, Cell, main_device, median, middle, ms, number, part, pieces, steady
+from perfscope.trace.analysis import LOADERS, Analysis, RankAnalysis, analyze, analyze_files
+from perfscope.trace.changes import EQUAL, Change, by_key, in_order
+from perfscope.trace.ledger import Ledger, ledgers
+from perfscope.trace.page import columns
+from perfscope.trace.reader import read
+from perfscope.trace.typical import PIECES, main_device, median, middle, pieces, steady
 
-EQUAL = 0.01  # of the step, or of all kernel time: below that two traces are called equal
 EXPLAINS = 0.9  # of the difference: one piece is named alone
 
 
@@ -37,28 +40,12 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Change:
-    """One kernel or operator: counts and nanoseconds per step in A and B.
-
-    `state` is what B made of it: slower, faster, equal (within EQUAL), new (only in B), gone (only in A).
-    """
-
-    name: str
-    shapes: str
-    state: str
-    a_count: float
-    b_count: float
-    a_ns: float
-    b_ns: float
-
-    @property
-    def difference_ns(self) -> float:
-        return self.b_ns - self.a_ns
-
-
-@dataclass(frozen=True)
 class Diff:
-    """From A to B. `difference_ns` = B - A of the median step = the sum of `pieces`, exactly."""
+    """From A to B. `difference_ns` = B - A of the median step = the sum of `pieces`, exactly.
+
+    Also the sum of `rest` and of the differences of `ops`, and that of `rest` and `kernels`, both exactly, where `aligned`.
+    Analyses without their traces at hand are not: their tables are matched, as means per step over the whole trace.
+    """
 
     a: Side
     b: Side
@@ -69,23 +56,20 @@ class Diff:
     ranks: tuple[tuple[int, float, float], ...]  # rank, median step in A and in B: those that both have
     sentence: str
     notes: tuple[str, ...] = ()
+    rest: dict[str, float] = field(default_factory=dict)
+    aligned: bool = False
 
 
 def diff(a, b, rank: int | None = None) -> Diff:
     """Compares two traces: paths, or `Analysis` objects. `rank`: which rank; default: the lowest that both have, else the
     first of each. Raises TraceError for what is no trace, UsageError for a rank that is not there."""
-    one, two = (x if isinstance(x, Analysis) else analyze_files(x) for x in (a, b))
+    (one, one_columns), (two, two_columns) = (_opened(x) for x in (a, b))
     left, right = _pair(one, two, rank)
     sides = [_side(r) for r in (left, right)]
-    device = all(s.device >= 0 for s in sides)
     change = {k: sides[1].pieces[k] - sides[0].pieces[k] for k in PIECES}
-    kernels = _changes(
-        [((k.name, ""), k.count, k.total_ns) for k in left.kernels],
-        [((k.name, ""), k.count, k.total_ns) for k in right.kernels],
-        left,
-        right,
-    )
-    ops = _changes(_ops(left, device), _ops(right, device), left, right)
+    device = all(s.device >= 0 for s in sides)
+    books = [_books(r, get, device) for r, get in ((left, one_columns), (right, two_columns))]
+    kernels, ops, rest = _matched(*books) if all(books) else (*_tables(left, right, device), {})
     by = {r.rank: r for r in two.ranks}
     both = (
         tuple((r.rank, _side(r).step_ns, _side(by[r.rank]).step_ns) for r in one.ranks if r.rank in by)
@@ -102,7 +86,58 @@ def diff(a, b, rank: int | None = None) -> Diff:
         both,
         _sentence(*sides, change),
         _notes(*sides, left, right),
+        rest,
+        bool(rest),
     )
+
+
+def _opened(x):
+    """(the analysis, a function from a rank of it to that rank's columns, or None)."""
+    if isinstance(x, Analysis):
+        return x, None
+    if str(x) == "-":  # it can be read once
+        trace = read(x)
+        return analyze(trace), lambda r: next(c for c in trace.ranks if c.source == r.source)
+    return analyze_files(x), lambda r: columns(x, r)
+
+
+def _books(rank: RankAnalysis, get, device: bool) -> list[Ledger] | None:
+    if get is None:
+        return None
+    return ledgers(get(rank), list(middle(steady(rank)[0])), main_device(rank) if device else -1, LOADERS.search)
+
+
+def _matched(a: list[Ledger], b: list[Ledger]):
+    """Kernels, operators and the rest of two lists of median steps."""
+    sides = [[((k, ""), 1, ns) for book in some for e in book.entries for k, ns in e.kernels] for some in (a, b)]
+    names = {
+        "idle in front of operators": None,
+        "loading": "loading_ns",
+        "other idle": "idle_ns",
+        "work of other steps": "carried_ns",
+    }
+    totals = [
+        {
+            k: sum(getattr(x, f) if f else sum(e.idle_ns for e in x.entries) for x in some) / len(some)
+            for k, f in names.items()
+        }
+        for some in (a, b)
+    ]
+    return by_key(*sides, len(a), len(b)), in_order(a, b), {k: totals[1][k] - totals[0][k] for k in names}
+
+
+def _tables(left: RankAnalysis, right: RankAnalysis, device: bool):
+    """The same from the tables alone: means per step over the whole trace."""
+    steps = [len({(s.name, s.start_ns) for s in r.steps}) or 1 for r in (left, right)]
+    kernels = [[((k.name, ""), k.count, k.total_ns) for k in r.kernels] for r in (left, right)]
+    ops = [
+        [
+            ((o.name, f"{o.shapes} {o.dtypes}".strip()), o.count, o.device_self_ns if device else o.host_self_ns)
+            for o in r.ops
+        ]
+        for r in (left, right)
+    ]
+    return by_key(*kernels, *steps), by_key(*ops, *steps)
 
 
 def _pair(a: Analysis, b: Analysis, number: int | None) -> tuple[RankAnalysis, RankAnalysis]:
@@ -134,41 +169,6 @@ def _side(rank: RankAnalysis) -> Side:
         rank.kernels_ns / steps,
         median(s.loader_ns for s in kept),
     )
-
-
-def _ops(rank: RankAnalysis, device: bool) -> list:
-    """Self time on the device, or on the host where one of the two has no device."""
-    return [
-        ((o.name, f"{o.shapes} {o.dtypes}".strip()), o.count, o.device_self_ns if device else o.host_self_ns)
-        for o in rank.ops
-    ]
-
-
-def _changes(a: list, b: list, left: RankAnalysis, right: RankAnalysis) -> tuple[Change, ...]:
-    """Matched by key, per step, the largest difference first. The differences add up to that of the totals."""
-    sums: list[dict] = []
-    for rows, rank in ((a, left), (b, right)):
-        steps, found = len({(s.name, s.start_ns) for s in rank.steps}) or 1, {}
-        for key, count, ns in rows:
-            old = found.get(key, (0, 0))
-            found[key] = (old[0] + count, old[1] + ns)
-        sums.append({k: (c / steps, ns / steps) for k, (c, ns) in found.items()})
-    out = []
-    for key in dict.fromkeys([*sums[0], *sums[1]]):
-        (ac, at), (bc, bt) = (s.get(key, (0.0, 0.0)) for s in sums)
-        state = (
-            "new"
-            if not ac
-            else "gone"
-            if not bc
-            else "equal"
-            if abs(at - bt) <= EQUAL * max(at, bt)
-            else "slower"
-            if bt > at
-            else "faster"
-        )
-        out.append(Change(*key, state, ac, bc, at, bt))
-    return tuple(sorted(out, key=lambda c: -abs(c.difference_ns)))
 
 
 _WORDS = {
@@ -224,75 +224,3 @@ def _notes(a: Side, b: Side, left: RankAnalysis, right: RankAnalysis) -> tuple[s
     if a.rank != b.rank:
         notes.append(f"no rank is in both: rank {a.rank} of A against rank {b.rank} of B")
     return tuple(notes)
-
-
-def blocks(d: Diff) -> list[Block]:
-    """The comparison for show.terminal and show.markdown."""
-
-    def named(s: Side) -> str:
-        return f"{s.source}, {s.steps} steps, median {' and '.join(s.middle)}"
-
-    lines = (d.sentence, f"A: {named(d.a)}", f"B: {named(d.b)}", *(f"note: {n}" for n in d.notes))
-    rows = [(k, d.a.pieces[k], d.b.pieces[k], d.pieces[k]) for k in PIECES]
-    if d.a.device < 0 and d.b.device < 0:
-        rows = [("loading" if k == PIECES[3] else "the rest", *v) for k, *v in rows if k in PIECES[3:]]
-    rows.append(("median step", d.a.step_ns, d.b.step_ns, d.difference_ns))
-    made = [
-        Block("verdict", "", lines),
-        Block(
-            "step",
-            "Median step",
-            ("The differences add up to that of the step, exactly.",),
-            ("", "A ms", "B ms", "B - A"),
-            tuple((Cell(n), ms(x), ms(y), _signed(z)) for n, x, y, z in rows),
-            (),
-            len(rows),
-        ),
-    ]
-    made += [_table("kernels", "Kernels per step", d.kernels), _table("ops", "Operators per step, own time", d.ops)]
-    if d.ranks:
-        made.append(
-            Block(
-                "ranks",
-                "Ranks: median step",
-                (),
-                ("rank", "A ms", "B ms", "B - A"),
-                tuple((number(n), ms(x), ms(y), _signed(y - x)) for n, x, y in d.ranks),
-                (),
-                len(d.ranks),
-            )
-        )
-    return [b for b in made if b.lines or b.rows]
-
-
-def _signed(ns: float) -> Cell:
-    return Cell(f"{ns / 1e6:+.3f}", ns)
-
-
-def _table(name: str, title: str, found: tuple[Change, ...]) -> Block:
-    moved = [c for c in found if c.state != "equal" and c.difference_ns]
-    states = {s: sum(c.state == s for c in found) for s in ("slower", "faster", "new", "gone", "equal")}
-    count = ", ".join(f"{n} {s}" for s, n in states.items() if n)
-    total = sum(c.a_ns for c in found), sum(c.b_ns for c in found)
-    rows = tuple(
-        (
-            Cell(f"{c.name} {c.shapes}".strip(), c.name),
-            Cell(c.state),
-            ms(c.a_ns),
-            ms(c.b_ns),
-            _signed(c.difference_ns),
-            part(c.difference_ns / total[0] if total[0] else None),
-        )
-        for c in moved[:40]
-    )
-    return Block(
-        name,
-        title,
-        (f"From A to B: {count}. Together {total[0] / 1e6:.3f} ms in A, {total[1] / 1e6:.3f} ms in B.",)
-        if found
-        else (),
-        ("name", "in B", "A ms", "B ms", "B - A", "of A"),
-        rows,
-        (),
-        len(moved),
-    )

@@ -31,8 +31,14 @@ LOSS = re.compile(r"softmax|nll_?loss|ClassNLL|cross_entropy|mse_", re.I)
 REDUCTION = re.compile(r"reduce|triton_(red|per)_", re.I)
 ELEMENTWISE = re.compile(r"elementwise|vectorized|triton_poi|CatArray|copy|fill|index|gather|scatter", re.I)
 TENSOR_CORES = re.compile(
-    r"tensorop|hmma|imma|[sdhi]?1688|16816|[hs]884|_884|wgmma|gmma|nvjet|tf32|xmma_gemm_(bf16|f16|e4m3)|hgemm|"
-    r"(?<=_)MI\d+x\d+|mfma|_xdlops?|xdl_",
+    r"(?<!sub)tensorop|hmma|imma|[sdhi]?1688|16816|[hs]884|_884|wgmma|gmma|nvjet|tf32|xmma_gemm_(bf16|f16|e4m3)|hgemm|"
+    r"(?<=_)MI\d+x\d+|mfma|_xdlops?|xdl_|_gtcx\d?_|FlashAttn(Fwd|Bwd)Sm|flash_(fwd|bwd)_|fmha_cutlass\w+_sm[789]",  # gtcx: MIOpen's name for xdlops
+    re.I,
+)
+# what goes with a matmul, convolution or attention and multiplies nothing itself: tensor cores are of no use to it
+HELPER = re.compile(
+    r"splitKreduce|ReduceSplitK|reduce_wgrad|OffsetsKernel|scalePackedTensor|SubTensorOp|Attn(Fwd|Bwd)(Pre|Post)process|prepare_varlen|"
+    r"dot_do_o|convert_d[qkv]|reduce_1Block|^triton_(poi|red|per)_",
     re.I,
 )
 
@@ -71,5 +77,5 @@ def kind(name: str) -> Kind:
     """What the kernel of this name is. Unknown names are "other"."""
     short = name[:512]
     category = next((c for c, pattern in _ORDER if pattern.search(short)), "other")
-    heavy = category in ("convolution", "matmul", "attention")
+    heavy = category in ("convolution", "matmul", "attention") and not HELPER.search(short)
     return Kind(category, category == "layout", category == "norm", bool(TENSOR_CORES.search(short)) if heavy else None)

@@ -8,11 +8,12 @@ from pathlib import Path
 from perfscope import registry
 from perfscope.errors import EnvironmentError_
 from perfscope.sections import Html, cell, escape, slug, table
-from perfscope.trace import reader, split, timeline
+from perfscope.trace import figures, reader, split, timeline
 from perfscope.trace.analysis import Analysis, RankAnalysis
-from perfscope.trace.blocks import Block, blocks, chosen
+from perfscope.trace.blocks import Block, blocks
 from perfscope.trace.columns import Rank
 from perfscope.trace.text import sources
+from perfscope.trace.typical import chosen
 
 CUT = 56  # characters of a cell: the numbers stay in sight; all of it when the mouse rests there
 
@@ -29,8 +30,15 @@ class View:
 def build(name: str, view: View) -> str:
     """The whole page. Raises EnvironmentError_ without plotly."""
     found = blocks(view.analysis, view.rank)
-    head, rest = found[0], sorted(found[1:], key=lambda b: b.name != "warnings")  # what is odd is said first
-    parts = [(b.name, b.title, block(b)) for b in rest]
+    head, rest = found[0], sorted(found[1:], key=lambda b: not _alarming(b))  # what is wrong is said first
+    parts = [
+        (
+            b.name,
+            b.title,
+            Html(_drawn(b.name, figures.OF_BLOCK[b.name], view) + block(b)) if b.name in figures.OF_BLOCK else block(b),
+        )
+        for b in rest
+    ]
     at = next((i for i, (n, *_) in enumerate(parts) if n == "steps"), 0)
     parts[at:at] = [p for p in sections(view) if p[2]]
     body = f'<header><h1>{escape(name)}</h1><p class="facts">{escape(head.lines[0])}</p></header>' + "".join(
@@ -52,12 +60,20 @@ def sections(view: View) -> list[tuple[str, str, Html]]:
     wanted = sorted(((m.ORDER, n, m) for n, m in modules if "trace" in getattr(m, "KINDS", ())), key=lambda m: m[:2])
     out = []
     for _, name, module in wanted:
-        try:
-            made = module.render(view)
-        except Exception as e:  # somebody's own section must not cost the page
-            made = f'<p class="alarm">{escape(f"The section {name} could not be drawn: {type(e).__name__}: {e}")}</p>'
-        out.append((slug(name), module.TITLE, Html(made)))
+        out.append((slug(name), module.TITLE, _drawn(name, module.render, view)))
     return out
+
+
+def _drawn(name: str, render, view: View) -> Html:
+    """What `render` makes of the view, or a line that says why there is nothing: one figure must not cost the page."""
+    try:
+        return Html(render(view))
+    except Exception as e:
+        return Html(f'<p class="alarm">{escape(f"The section {name} could not be drawn: {type(e).__name__}: {e}")}</p>')
+
+
+def _alarming(b: Block) -> bool:
+    return b.name == "warnings" and any(line.startswith("warning") for line in b.lines)
 
 
 def block(b: Block) -> Html:
@@ -77,7 +93,8 @@ def block(b: Block) -> Html:
     ]
     more = max(b.total, len(b.rows)) - len(b.rows)
     rest = f"<p>{more} more rows: perfscope trace analyze --json</p>" if more > 0 and rows else ""
-    return Html(text + (table(b.head, rows) if rows else "") + rest)
+    words = [i for i in range(len(b.head)) if all(r[i].sort is None or isinstance(r[i].sort, str) for r in b.rows)]
+    return Html(text + (table(b.head, rows, words=words) if rows else "") + rest)
 
 
 def write(trace, out, analysis: Analysis, rank: RankAnalysis, limit_bytes: int | None = None) -> Path:
@@ -85,7 +102,8 @@ def write(trace, out, analysis: Analysis, rank: RankAnalysis, limit_bytes: int |
     out = Path(out)
     if out.is_dir():
         out = out / "trace.html"
-    text = build(Path(trace).resolve().name, View(analysis, rank, columns(trace, rank, analysis.detail, limit_bytes)))
+    name = "standard input" if str(trace) == "-" else Path(trace).resolve().name
+    text = build(name, View(analysis, rank, columns(trace, rank, analysis.detail, limit_bytes)))
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as e:

@@ -64,14 +64,14 @@ def _attempt(task, source: Source):
 
 def read_rank(source: Source, detail: str = "full", limit_bytes: int | None = None, cache: bool = True) -> Rank:
     """One file's events. Raises TraceError if there are none to be had."""
-    known = store.load(source, detail) if cache and source.path != "-" else None
+    known = store.load(source, detail) if cache and source.lasting else None
     if known is not None:
         return known
     reader = _Reader(source, detail)
     for chunk in chunks(source, reader.broken, limit_bytes):
         reader.feed(chunk)
     rank = reader.finish()
-    if cache and source.path != "-":
+    if cache and source.lasting:
         store.save(rank, source)
     return rank
 

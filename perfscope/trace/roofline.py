@@ -67,7 +67,13 @@ FORWARD = (
     "aten::mkldnn_convolution",
     "aten::miopen_convolution",
 )
-BACKWARD = ("aten::convolution_backward",)
+# where the gradient, the input and the weight stand among the inputs of a backward pass; the last three are those of 2021
+BACKWARD = {
+    "aten::convolution_backward": (0, 1, 2),
+    "aten::cudnn_convolution_backward": (1, 0, 2),
+    "aten::miopen_convolution_backward": (1, 0, 2),
+    "aten::mkldnn_convolution_backward": (1, 0, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ def flops(name: str, shapes: list, outputs: dict) -> int | None:
         if name in FORWARD:
             return _convolution(shapes[0], shapes[1], outputs.get((tuple(shapes[0]), tuple(shapes[1]))))
         if name in BACKWARD:
-            one = _convolution(shapes[1], shapes[2], shapes[0])
+            grad, x, weight = (shapes[i] for i in BACKWARD[name])
+            one = _convolution(x, weight, grad)
             return None if one is None else 2 * one
     except (IndexError, TypeError, ZeroDivisionError):
         pass
@@ -159,7 +166,8 @@ def _bytes(name: str, shapes: list, dtypes: list, outputs: dict) -> int | None:
         elif name == "aten::linear":
             out, size = prod(shapes[0][:-1]) * shapes[1][0], SIZES[dtypes[0]]
         elif name in BACKWARD:
-            out, size = prod(shapes[1]) + prod(shapes[2]), SIZES[dtypes[1]]
+            _, x, weight = BACKWARD[name]
+            out, size = prod(shapes[x]) + prod(shapes[weight]), SIZES[dtypes[x]]
         else:
             out, size = prod(outputs[tuple(shapes[0]), tuple(shapes[1])]), SIZES[dtypes[0]]
         return sum(sizes) + out * size
@@ -231,5 +239,6 @@ def _outputs(calls: list) -> dict:
     found: dict[tuple, set] = {}
     for name, s in calls:
         if name in BACKWARD and len(s) > 2 and all(isinstance(x, list) for x in s[:3]):
-            found.setdefault((tuple(s[1]), tuple(s[2])), set()).add(tuple(s[0]))
+            grad, x, weight = (tuple(s[i]) for i in BACKWARD[name])
+            found.setdefault((x, weight), set()).add(grad)
     return {k: next(iter(v)) for k, v in found.items() if len(v) == 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perfscope import registry
 from perfscope.sections import plain
-from perfscope.trace.blocks import BRIEF, Block
+from perfscope.trace.blocks.base import BRIEF, Block
 
 WIDTH = 80
 NAME = 18  # the first column keeps at least this much; further columns share the rest
@@ -28,7 +28,11 @@ def _grid(b: Block, text) -> list[str]:
     keep = [i for i in range(len(b.head)) if i not in b.wide]
     rows = [[plain(row[i].text) for i in keep] for row in b.rows[:BRIEF]]
     head = [b.head[i] for i in keep]
-    is_word = [all(row[i].sort is None or isinstance(row[i].sort, str) for row in b.rows) for i in keep]
+    is_word = [
+        all(row[i].sort is None or isinstance(row[i].sort, str) for row in b.rows)
+        or (i == keep[0] and not all(row[i].text.isdigit() for row in b.rows))
+        for i in keep
+    ]
     widths = [max(text.width(r[i]) for r in [head, *rows]) for i in range(len(keep))]
     over = sum(widths) + 2 * (len(keep) - 1) - WIDTH
     for i in sorted(

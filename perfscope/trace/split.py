@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perfscope.sections import escape, figure
-from perfscope.trace.blocks import main_device, pieces
+from perfscope.trace.typical import main_device, pieces
 
 TITLE = "Where each step's time goes"
 ORDER = 5

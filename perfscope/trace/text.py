@@ -6,11 +6,17 @@ one that unpacks without end is stopped at a limit.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import re
+import shutil
 import sys
 import tarfile
+import tempfile
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
@@ -33,14 +39,21 @@ SUFFIXES = (".json", ".json.gz", ".json.gzip")
 
 @dataclass(frozen=True)
 class Source:
-    """One rank's text: a file, or a member of a tar. `label` is for people."""
+    """One rank's text: a file, or a member of a tar. `label` is for people; `name` is what they call a file that is only ours."""
 
     path: str
     member: str = ""
+    name: str = ""
 
     @property
     def label(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else self.path
+        path = self.name or self.path
+        return f"{path}:{self.member}" if self.member else path
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it is there the next time: not standard input."""
+        return self.path != "-" and not self.name
 
 
 @dataclass
@@ -54,7 +67,7 @@ class Break:
 def sources(path) -> list[Source]:
     """The ranks behind a path, in the order of the numbers in their names. Raises TraceError if there are none."""
     if str(path) == "-":
-        return [Source("-")]
+        return _standard_input(sys.stdin.buffer)
     here = Path(path)
     try:
         if here.is_dir():
@@ -70,6 +83,34 @@ def sources(path) -> list[Source]:
         ) from None
     except OSError as e:
         raise TraceError(f"cannot open {here}: {e.strerror or e}", "Check the path and its permissions.") from None
+
+
+@lru_cache(maxsize=1)  # it can be read once, and is asked for more than once
+def _standard_input(stream: BinaryIO) -> list[Source]:
+    """The text of one trace, or, if it is a tar, its members, from a copy that is deleted at the end: a pipe cannot be read twice."""
+    head = stream.peek(512)[:8192] if hasattr(stream, "peek") else b""
+    if head[:2] == b"\x1f\x8b":
+        with contextlib.suppress(*_ERRORS):
+            head = zlib.decompressobj(31).decompress(head, 512)
+    if head[257:262] != b"ustar":
+        return [Source("-")]
+    handle, path = tempfile.mkstemp(prefix="perfscope-", suffix=".tar")
+    atexit.register(_remove, path, os.getpid())
+    try:
+        with os.fdopen(handle, "wb") as f:
+            shutil.copyfileobj(stream, f, 1 << 20)
+    except OSError as e:
+        raise TraceError(
+            f"the tar on standard input cannot be kept in {tempfile.gettempdir()}: {e.strerror or e}",
+            "Set TMPDIR to a folder with room for it, or give the file itself.",
+        ) from None
+    return _in_tar(Path(path), "standard input")
+
+
+def _remove(path: str, process: int) -> None:
+    if os.getpid() == process:  # not in a process that was forked from this one
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -90,24 +131,30 @@ def _is_tar(path: Path, head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b" and re.search(r"\.(tar\.gz|tgz)$", path.name) is not None
 
 
-def _in_tar(path: Path) -> list[Source]:
+def _in_tar(path: Path, name: str = "") -> list[Source]:
+    called = name or str(path)
+    names: list[str] = []
     try:
         with tarfile.open(path) as tar:
-            names = [m.name for m in tar if m.isfile() and m.name.endswith(SUFFIXES)]
+            for m in tar:
+                if m.isfile() and m.name.endswith(SUFFIXES):
+                    names.append(m.name)
     except (tarfile.TarError, EOFError, *_ERRORS) as e:
-        raise TraceError(
-            f"{path} is a damaged tar archive: {e}", "Unpack what is left of it and give the directory."
-        ) from None
+        if not names:  # else: the member in which it breaks off says so when it is read
+            raise TraceError(
+                f"{called} is a damaged tar archive ({str(e).splitlines()[0].rstrip(':')})", "Unpack what is left of it and give the directory."
+            ) from None
     if not names:
-        raise TraceError(f"{path} holds no .json or .json.gz file", "Give a tar of the ranks' traces.")
-    return [Source(str(path), n) for n in sorted(names, key=_natural)]
+        raise TraceError(f"{called} holds no .json or .json.gz file", "Give a tar of the ranks' traces.")
+    return [Source(str(path), n, name) for n in sorted(names, key=_natural)]
 
 
 def chunks(source: Source, broken: list[Break], limit: int | None = None) -> Iterator[bytes]:
     """The decompressed text, about CHUNK bytes at a time. What goes wrong on the way is appended to `broken`."""
     if source.member:
         with tarfile.open(source.path) as tar:
-            yield from _unpacked(tar.extractfile(source.member), source, broken, limit or LIMIT)
+            member = next(m for m in tar if m.name == source.member)  # not by name: that reads the archive to its end
+            yield from _unpacked(tar.extractfile(member), source, broken, limit or LIMIT)
     elif source.path == "-":
         yield from _unpacked(sys.stdin.buffer, source, broken, limit or LIMIT)
     else:
@@ -118,6 +165,8 @@ def chunks(source: Source, broken: list[Break], limit: int | None = None) -> Ite
 def _unpacked(stream: BinaryIO, source: Source, broken: list[Break], limit: int) -> Iterator[bytes]:
     read = _reader(stream, broken)
     first = read(512)
+    if not first and broken:
+        raise TraceError(f"{source.label}: {broken[-1].why}", "Copy or record it again.")
     if not first:
         raise TraceError(
             f"{source.label} is empty (0 bytes)", "The profiler did not finish writing it: record it again."

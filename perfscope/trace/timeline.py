@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from perfscope.sections import GREY, escape, figure
-from perfscope.trace.blocks import main_device, middle, steady
+from perfscope.trace.typical import main_device, middle, steady
 from perfscope.trace.columns import ANNOTATION, CPU_OP, KERNEL, MEMCPY, MEMSET, RUNTIME, DRIVER, STEP
 from perfscope.trace.host import link, threads
 from perfscope.trace.names import kind

@@ -1,7 +1,6 @@
 """Our TensorBoard plugin in a real browser: inside TensorBoard, offline, no console error; reports and trace pages draw."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,13 +9,10 @@ from pathlib import Path
 import pytest
 
 from perfscope.trace import view
-from tests.browser.test_report_page import CHROMIUM, FLAGS, RECORDS, WAIT
+from tests.browser.chromium import RECORDS, SCREENSHOTS, WAIT
 from tests.test_trace_view import get, made, write
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser tests")
-pytestmark = [pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is not installed"),
-              pytest.mark.skipif(bool(view.missing_packages()), reason=f"needs {', '.join(view.missing_packages())}")]
-SCREENSHOTS = os.environ.get("PERFSCOPE_SCREENSHOTS")       # a folder: the pages are kept there to be looked at
+pytestmark = pytest.mark.skipif(bool(view.missing_packages()), reason=f"needs {', '.join(view.missing_packages())}")
 
 
 @pytest.fixture(scope="module")
@@ -42,33 +38,10 @@ def board(tmp_path_factory):
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def visit(browser, board):
-    """visit(path) -> page; afterwards nothing may have been said on the console or asked of anybody but this TensorBoard."""
-    seen, contexts = [], []
-
-    def go(path):
-        context = browser.new_context(viewport={"width": 1280, "height": 860})
-        page = context.new_page()
-        page.on("console", lambda m: seen.append(f"{m.type}: {m.text}") if m.type == "error" else None)
-        page.on("pageerror", lambda e: seen.append(f"error: {e}"))
-        page.on("request", lambda r: None if r.url.startswith((board, "blob:", "data:")) else seen.append(f"request: {r.url}"))
-        page.goto(board + path)
-        contexts.append(context)
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert seen == []
+def visit(watched, board):
+    """visit(path) -> page; nothing may be asked of anybody but this TensorBoard."""
+    return lambda path: watched(board + path, ready="", own=board, errors=True)
 
 
 def keep(page, name):
@@ -125,6 +98,16 @@ def test_recorded_run_and_a_broken_trace(visit):
     keep(page, "plugin-recorded")
     frame = choose(page, "broken")
     frame.locator(".alarm").first.wait_for(timeout=WAIT)
+
+
+def test_the_old_plugin_has_the_run_recorded_here(board):
+    api = f"{board}data/plugin/pytorch_profiler/"
+    runs = json.loads(get(f"{api}runs")[2])
+    assert {"recorded", "gpu"} <= set(runs["runs"]) and not runs["loading"]
+    views = json.loads(get(f"{api}views?run=recorded")[2])
+    worker = json.loads(get(f"{api}workers?run=recorded&view={views[0]}")[2])[0]
+    overview = json.loads(get(f"{api}overview?run=recorded&worker={worker}&span=default")[2])
+    assert "Overview" in views and len(overview["steps"]["rows"]) == 2, overview
 
 
 def test_inside_tensorboard(visit):

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from perfscope.trace import diff_page
+from perfscope.trace.diff import diff
 from perfscope.trace.page import of_trace
-from tests.browser.test_report_page import CHROMIUM, FLAGS, WAIT
-from tests.trace_fuzz import classic, events
+from tests.browser.chromium import SCREENSHOTS, until
+from tests.trace_fuzz import classic, events, rich
 
 TRACES = Path(os.environ.get("PERFSCOPE_DATA", "/nonexistent")) / "traces"
-SCREENSHOTS = os.environ.get("PERFSCOPE_SCREENSHOTS")       # a folder: the pages are kept there to be looked at
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 pytest.importorskip("plotly", reason="the page carries plotly's bundle")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser tests")
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="chromium is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -26,55 +25,31 @@ def folder(tmp_path_factory):
     (made / "hostile.json").write_bytes(classic([{**e, "name": HOSTILE} if e.get("cat") in ("kernel", "cpu_op") else e for e in some]))
     for path in list(made.glob("*.json")):
         path.with_suffix(".html").write_text(of_trace(path, cache=False), encoding="utf-8")
+    (made / "rich.json").write_bytes(classic(rich()))
+    (made / "rich.html").write_text(of_trace(made / "rich.json", cache=False), encoding="utf-8")
+    slow = [{**e, "dur": "55.003"} if e["name"].startswith("cutlass") else e for e in some]
+    (made / "slow.json").write_bytes(classic(slow))
+    (made / "diff.html").write_text(diff_page.build(diff(made / "small.json", made / "slow.json")), encoding="utf-8")
+    (made / "diff-hostile.html").write_text(diff_page.build(diff(made / "small.json", made / "hostile.json"), HOSTILE), encoding="utf-8")
     if TRACES.is_dir():
         (made / "a100.html").write_text(of_trace(TRACES / "a100-resnet50-ddp-nchw.json.gz", cache=False), encoding="utf-8")
     return made
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def visit(browser, folder):
-    """visit(name) -> page, drawn; afterwards nothing may have been said on the console or asked of a network."""
-    said, contexts = [], []
-
+def visit(watched, folder):
+    """visit(name) -> page, drawn and watched."""
     def go(name, **options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
-        page = context.new_page()
-        page.on("console", lambda m: said.append(f"{m.type}: {m.text}"))
-        page.on("pageerror", lambda e: said.append(f"error: {e}"))
-        page.on("dialog", lambda d: (said.append(f"dialog: {d.message}"), d.dismiss()))
-        page.on("request", lambda r: None if r.url.startswith(("file://", "blob:", "data:")) else said.append(f"request: {r.url}"))
-        page.goto((folder / f"{name}.html").as_uri())
-        page.wait_for_selector("html[data-ready]", timeout=WAIT, state="attached")
-        contexts.append(context)
+        page = watched((folder / f"{name}.html").as_uri(), **{"viewport": {"width": 1280, "height": 1000}, **options})
         if SCREENSHOTS:
             page.screenshot(path=f"{SCREENSHOTS}/trace-{name}.png", full_page=True)
         return page
 
-    yield go
-    for context in contexts:
-        context.close()
-    assert said == []
+    return go
 
 
 def span(page):
     return page.evaluate("document.querySelector('#timeline .canvas')._fullLayout.xaxis.range.slice()")
-
-
-def until(page, expression):
-    """Waits for a JavaScript expression; from here, because the page's policy forbids the evaluation that a waiter in it needs."""
-    for _ in range(WAIT // 50):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never true: {expression}")
 
 
 def drag(page, start, end):
@@ -141,8 +116,36 @@ def test_without_a_gpu_it_is_a_note(visit):
     assert page.locator("#timeline .barlayer .point").count() > 0 and page.locator("#split").count() == 0
 
 
+@pytest.mark.parametrize("name", ["small", "rich", "diff"])
 @pytest.mark.parametrize("options", [{"viewport": {"width": 390, "height": 844}}, {"color_scheme": "dark"}])
-def test_phone_and_dark(visit, options):
-    page = visit("small", **options)
+def test_phone_and_dark(visit, options, name):
+    page = visit(name, **options)
     assert page.evaluate("document.documentElement.scrollWidth") <= options.get("viewport", {"width": 1280})["width"]
     assert page.evaluate("document.documentElement.dataset.theme") == options.get("color_scheme", "light")
+
+
+def test_everything_that_was_recorded_is_shown(visit):
+    page = visit("rich")
+    for section in ("next", "critical", "tensor-cores", "roofline", "modules", "compiled", "memory"):
+        assert page.locator(f"#{section}").is_visible(), section
+    for section in ("roofline", "memory"):
+        page.locator(f"#{section} .canvas").scroll_into_view_if_needed()
+        until(page, f"document.querySelector('#{section} .main-svg') !== null")
+    points = page.evaluate("document.querySelector('#memory .canvas').data[0].y")
+    assert max(points) == 12 and "Look for what is kept" in page.locator("#next").inner_text()
+    assert page.locator("#modules tbody td").all_inner_texts()[0] == "Net_0" and "· Linear_0" in page.locator("#modules tbody").inner_text()
+    page.locator("#roofline th", has_text="ms").click()
+    assert page.locator("#roofline tbody tr").count() == 1
+
+
+def test_page_of_a_comparison(visit):
+    page = visit("diff")
+    page.locator("#step button", has_text="from A to B").click()
+    until(page, "document.querySelector('#step .canvas').data[0].type === 'waterfall'")
+    page.locator("#ops .canvas").scroll_into_view_if_needed()
+    until(page, "document.querySelector('#ops .main-svg') !== null")
+    assert page.locator("#ops tbody tr").first.locator("td").all_inner_texts()[:3] == ["aten::cudnn_convolution", "2 of 2", "slower"]
+    page.locator("#kernels th", has_text="B ms").click()
+    assert page.locator("#kernels tbody tr").count() == 1
+    page = visit("diff-hostile")
+    assert page.locator("img").count() == 0 and HOSTILE in page.locator("#kernels tbody").inner_text()
