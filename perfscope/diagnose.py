@@ -1,7 +1,7 @@
 """Finds the slow paths of a training step: `diagnose(model)` gives the record. Nothing is printed here.
 
-Nothing is measured in the caller's process: a trace is recorded in one process, evidence gathered and probes asked in a
-second, and the cures that they propose are looked at in a third, in which no profiler ever ran (METHOD 13): a few
+Nothing is measured in the caller's process: evidence is gathered and probes are asked in one, a trace for them is recorded in
+a second, and the cures that they propose are looked at in a third, in which no profiler ever ran (METHOD 13): a few
 interleaved rounds of the whole step, so that findings are ranked by what their cure brought here, not by what it should.
 """
 
@@ -103,19 +103,15 @@ def read_baseline(path) -> tuple[str, ...]:
 # ---------------------------------------------------------------- by name: in processes of their own
 
 def _elsewhere(options, asked, chosen, record, cost, stage):
-    with tempfile.TemporaryDirectory() as folder:
-        trace, warned = None, []
-        if asked.trace and any("trace" in m.USES for m in chosen.values()):
-            stage("recording a trace in a process of its own")
-            with spending(cost, "trace_s"):
-                trace, warned = record_trace(options, Path(folder))
-        stage("gathering evidence, asking the probes")
-        with spending(cost, "evidence_s"):
-            answer = elsewhere.ask("perfscope.diagnose", {"options": options.as_dict(), "only": list(chosen), "trace": trace,
-                                                          "folders": [str(f) for f in asked.folders]}, "gathering evidence")
+    wanted = asked.trace and any("trace" in m.USES for m in chosen.values())
+    stage(f"gathering evidence{' and a trace' * wanted}, asking the probes")
+    with tempfile.TemporaryDirectory() as folder, spending(cost, "evidence_s"):
+        answer = elsewhere.ask("perfscope.diagnose", {"options": options.as_dict(), "only": list(chosen), "trace": folder if wanted else None,
+                                                      "folders": [str(f) for f in asked.folders]}, "gathering evidence")
     seen = from_dict(Seen, answer)
+    cost["trace_s"] = seen.trace_s
     record = replace(record, environment=seen.environment, workload=seen.workload, batch_size=seen.batch_size, failed=seen.failed,
-                     skipped=seen.skipped, silent=seen.silent, warnings=(*record.warnings, *warned, *seen.warnings))
+                     skipped=seen.skipped, silent=seen.silent, warnings=(*record.warnings, *seen.warnings))
     stacks = to_look_at(seen.findings, chosen)
     if not (asked.look and stacks):
         return record, seen.findings
@@ -165,6 +161,7 @@ class Seen:
     skipped: dict[str, str] = None
     silent: tuple[str, ...] = ()
     warnings: tuple[Warned, ...] = ()
+    trace_s: float = 0.0
 
 
 def answer(request: dict) -> Seen:
@@ -178,8 +175,9 @@ def answer(request: dict) -> Seen:
     return look_into(workload, options, {n: everything[n] for n in request["only"]}, request["trace"], keep_original=False)
 
 
-def look_into(workload, options: Options, chosen: dict, trace, keep_original: bool) -> Seen:
-    """Evidence of a workload, and what the probes say about it."""
+def look_into(workload, options: Options, chosen: dict, folder, keep_original: bool) -> Seen:
+    """Evidence of a workload, and what the probes say about it. With a `folder` a trace of the same batch size is recorded there first,
+    in a process of its own: no profiler runs in this one."""
     from perfscope import evidence as gathering
     from perfscope.measure import machine
     from perfscope.provenance import workload_info
@@ -189,6 +187,9 @@ def look_into(workload, options: Options, chosen: dict, trace, keep_original: bo
     prepared = step.prepare(workload, device=device, keep_original=keep_original, seed=options.seed)
     try:
         size = options.batch_sizes[0] if options.batch_sizes else default_batch(prepared)
+        begin = time.perf_counter()
+        trace, warnings = record_trace(replace(options, batch_sizes=(size,)), Path(folder)) if folder else (None, [])
+        trace_s = time.perf_counter() - begin
         evidence = gathering.gather(prepared, step.load_batches(prepared, size))
     except (PerfscopeError, KeyboardInterrupt):
         raise
@@ -196,17 +197,16 @@ def look_into(workload, options: Options, chosen: dict, trace, keep_original: bo
         if fit.is_out_of_memory(e):
             raise EnvironmentError_(f"the step does not fit: {fit.out_of_memory_text(e)}", "Give a smaller batch: --batch 8") from None
         raise fit.own_error(e, options.batch_sizes[0] if options.batch_sizes else 0) from None
-    warnings: tuple[Warned, ...] = ()
     if trace is not None:
         from perfscope.trace.analysis import analyze_files
         try:
             evidence = replace(evidence, trace=analyze_files(trace, cache=False).ranks[0])
         except PerfscopeError as e:
-            warnings = (Warned("no-trace", f"the recorded trace cannot be read: {e.message}", e.hint),)
+            warnings = [Warned("no-trace", f"the recorded trace cannot be read: {e.message}", e.hint)]
     findings, failed, skipped = probing.detect(chosen, evidence)
     fired = {f.probe for f in findings}
     silent = tuple(n for n in chosen if n not in fired and n not in failed and n not in skipped)
-    return Seen(machine.fingerprint(device), workload_info(prepared, options), size, tuple(findings), failed, skipped, silent, warnings)
+    return Seen(machine.fingerprint(device), workload_info(prepared, options), size, tuple(findings), failed, skipped, silent, tuple(warnings), trace_s)
 
 
 def default_batch(prepared) -> int:
