@@ -55,6 +55,15 @@ class Rows:
     rows: tuple[tuple[str, ...], ...]
 
 
+@dataclass(frozen=True)
+class Item:
+    """One thing of several, for every format: its title, paragraphs under it, and code, kept as it is."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    code: str = ""
+
+
 # ---------------------------------------------------------------- text
 
 
@@ -64,6 +73,11 @@ def plain(text) -> str:
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn") else c for c in text
     )
+
+
+def code_lines(text) -> list[str]:
+    """The lines of some code, each made plain, with its indentation."""
+    return [" " * (len(line) - len(line.lstrip())) + plain(line) for line in str(text).rstrip().splitlines()]
 
 
 def escape(text) -> Html:
@@ -173,9 +187,19 @@ def table(head, rows, caption: str = "", sortable: bool = True, words=()) -> Htm
     )
 
 
+def code_html(text) -> Html:
+    """Code as it is, with a button that copies it; "" if there is none."""
+    body = "\n".join(html.escape(line) for line in code_lines(text))
+    return Html(f'<div class="command"><pre><code>{body}</code></pre><button type="button" class="copy">copy</button></div>' if body else "")
+
+
 def blocks_html(blocks) -> Html:
-    """Paragraphs (`str`) and tables (`Rows`) as HTML."""
-    return Html("".join(table(b.head, b.rows) if isinstance(b, Rows) else f"<p>{escape(b)}</p>" for b in blocks))
+    """Paragraphs (`str`), tables (`Rows`) and items (`Item`) as HTML."""
+    def one(b):
+        if isinstance(b, Item):
+            return f"<h3>{escape(b.title)}</h3>" + "".join(f"<p>{escape(t)}</p>" for t in b.text) + code_html(b.code)
+        return table(b.head, b.rows) if isinstance(b, Rows) else f"<p>{escape(b)}</p>"
+    return Html("".join(map(one, blocks)))
 
 
 def pairs(values: dict) -> Html:

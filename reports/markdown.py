@@ -6,7 +6,7 @@ import re
 
 from perfscope import facts
 from perfscope.record import Run, label
-from perfscope.sections import DASH, Rows, plain, scaled, share, words
+from perfscope.sections import DASH, Item, Rows, code_lines, plain, scaled, share, words
 
 FORMAT = "markdown"
 
@@ -18,11 +18,11 @@ def escape(text) -> str:
     return text.replace("://", "&#58;//")
 
 
-def code(text) -> str:
-    """A command in a code block that it cannot end by itself."""
-    text = plain(text)
+def code(text, language: str = "sh") -> str:
+    """Code in a code block that it cannot end by itself; a command is one line."""
+    text = plain(text) if language == "sh" else "\n".join(code_lines(text))
     fence = "`" * max(3, 1 + max((len(m) for m in re.findall("`+", text)), default=0))
-    return f"{fence}sh\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def table(head, rows) -> str:
@@ -94,14 +94,21 @@ def one(run: Run) -> str:
     return "\n\n".join(b for b in blocks if b)
 
 
+def block(b) -> list[str]:
+    """A paragraph, a table or an item of a section's text."""
+    if isinstance(b, Item):
+        rest = "\n".join(f"- {escape(t)}" for t in b.text)
+        return [t for t in (f"**{escape(b.title)}**" if b.title else "", rest, code(b.code, "python") if b.code else "") if t]
+    return [table([escape(h) for h in b.head], [[escape(c) for c in row] for row in b.rows]) if isinstance(b, Rows) else escape(b)]
+
+
 def other(run, found) -> str:
     """The blocks of a record that is no breakdown: its headline, and what its sections have to say in text."""
     first, *rest = facts.headline(run)
     said = []
     for f in found:
         said += [f"#### {escape(f.title)}"] if f.title and f.text else []
-        said += [table([escape(h) for h in b.head], [[escape(c) for c in row] for row in b.rows]) if isinstance(b, Rows) else escape(b)
-                 for b in f.text]
+        said += [part for b in f.text for part in block(b)]
     command = code(run.provenance.command) if run.provenance.command else ""
     blocks = [f"### {escape(first)}", " · ".join(escape(p) for p in rest), *said, command, f"<sub>perfscope {escape(run.id)}</sub>"]
     return "\n\n".join(b for b in blocks if b)

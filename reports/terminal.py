@@ -9,10 +9,11 @@ import unicodedata
 
 from perfscope import facts
 from perfscope.record import Run, label
-from perfscope.sections import DASH, Rows, plain, scaled, words
+from perfscope.sections import DASH, Item, Rows, code_lines, plain, scaled, words
 
 FORMAT = "terminal"
 WIDTH = 80
+NAME = 20  # names in the first column of a table are not cut to less
 LABEL = 12  # widest name of a column; longer ones are cut
 STYLES = {"bold": "1", "dim": "2", "red": "31", "yellow": "33", "green": "32"}
 
@@ -158,19 +159,27 @@ def one(run: Run, style, next_command: str) -> list[str]:
 
 
 def grid(rows: Rows) -> list[str]:
-    """A small table: the first column to the left, the others to the right. One that is too wide gives a block per row."""
+    """A small table: the first column to the left, the others to the right. In one that is too wide the names are cut, down to
+    NAME columns; if that is not enough it gives a block per row."""
     cells = [[plain(c) for c in row] for row in (rows.head, *rows.rows)]
     wide = [max(width(row[i]) for row in cells) for i in range(len(rows.head))]
     if len(wide) == 2:                      # names and values: values may be long
         return [line for name, value in cells for line in wrap(value, f"  {name}{' ' * (wide[0] - width(name))}  ", " " * (wide[0] + 4))]
+    wide[0] = max(min(NAME, wide[0]), min(wide[0], WIDTH - sum(wide[1:]) - 2 * len(wide)))
     if sum(wide) + 2 * len(wide) > WIDTH:
         return [line for row in cells[1:] for line in wrap("; ".join(f"{h} {c}" for h, c in zip(cells[0], row) if c), "  ", "    ")]
     pad = lambda text, w, left: text + " " * (w - width(text)) if left else " " * (w - width(text)) + text  # noqa: E731
-    return ["  " + "  ".join(pad(c, w, i == 0) for i, (c, w) in enumerate(zip(row, wide))) for row in cells]
+    return ["  " + "  ".join(pad(cut(c, w), w, i == 0) for i, (c, w) in enumerate(zip(row, wide))) for row in cells]
 
 
-def other(run, found, style, next_command: str) -> list[str]:
-    """The lines of a record that is no breakdown: its headline, and what its sections have to say in text."""
+def item(block: Item, style) -> list[str]:
+    """An item: its title, its paragraphs indented, its code as it is (a line that is too long stays whole: it gets copied)."""
+    return ["", *(style("bold", t) for t in wrap(block.title, "", "   ")), *(line for t in block.text for line in wrap(t, "   ", "     ")),
+            *(f"       {line}" for line in code_lines(block.code))]
+
+
+def other(run, found, style, next_command: str, page: str = "") -> list[str]:
+    """The lines of a record that is no breakdown: its headline, what its sections have to say in text, where its page is."""
     lines = [style("bold", t) for t in header(run)]
     for f in found:
         shout = "yellow" if f.name == "warnings" else ""
@@ -179,15 +188,17 @@ def other(run, found, style, next_command: str) -> list[str]:
             if isinstance(block, Rows):
                 head, *rest = grid(block) or [""]
                 lines += [style("dim", head), *rest]
+            elif isinstance(block, Item):
+                lines += item(block, style)
             else:
                 lines += [style(shout, t) if shout else t for t in wrap(block, "", "  ")]
     last = next_command or f"perfscope report runs/{plain(run.id)} --open"
-    return [*lines, "", *(style("green", t) for t in wrap(f"next: {last}", "", "  "))]
+    return [*lines, "", *(wrap(f"report: {page}", "", "  ") if page else []), *(style("green", t) for t in wrap(f"next: {last}", "", "  "))]
 
 
-def render(runs, fragments=None, color: bool = False, next_command: str = "", **_) -> str:
+def render(runs, fragments=None, color: bool = False, next_command: str = "", page: str = "", **_) -> str:
     """The runs, one after the other, in lines of at most 80 columns; ANSI colours only with `color`."""
     style = (lambda kind, t: f"\x1b[{STYLES[kind]}m{t}\x1b[0m") if color else (lambda kind, t: t)
-    drawn = [one(r, style, next_command) if r.kind == "breakdown" else other(r, fragments(r), style, next_command) for r in runs]
+    drawn = [one(r, style, next_command) if r.kind == "breakdown" else other(r, fragments(r), style, next_command, page) for r in runs]
     blocks = ["\n".join(line.rstrip() for line in lines) for lines in drawn]
     return f"\n\n{'─' * WIDTH}\n\n".join(blocks) + "\n"

@@ -189,7 +189,7 @@ def test_list_describes_everything(capsys):
 def test_list_of_one_kind_or_of_nothing(capsys):
     _, out, _ = call(capsys, "list", "dtypes")
     assert "bfloat16" in out and "resnet9" not in out
-    assert "models, recipes, tricks, parts, sections, dtypes, all" in complains(capsys, "list", "unicorns")
+    assert "models, recipes, tricks, parts, probes, sections, dtypes, all" in complains(capsys, "list", "unicorns")
 
 
 def test_every_listed_variant_is_the_models_own():

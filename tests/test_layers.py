@@ -17,11 +17,13 @@ STDLIB = sys.stdlib_module_names
 
 #: Module -> the only things outside the standard library that it may import, at the top of the file or inside functions.
 STANDARD_ONLY = {"errors", "record", "registry", "options", "variants", "measure.stats", "measure.scaling", "measure.digits", "measure.attribution", "facts", "sections",
-                 "comparable", "compare", "compare_text", "report", "records.speedrun", "measure.runs", "speedrun_words", "tricks"}
+                 "comparable", "compare", "compare_text", "report", "records.speedrun", "measure.runs", "speedrun_words", "tricks", "finding", "treatment",
+                 "catalogue", "docs"}
 FOR_SECTIONS = {"perfscope.record", "perfscope.sections", "perfscope.facts", "perfscope.report", "perfscope.errors",
-                "perfscope.measure.stats", "perfscope.measure.digits", "perfscope.speedrun_words"}
-VERBS = ("breakdown", "speedrun", "compare", "report", "selfcheck")
-HELPERS = {"__init__", "options", "progress"}       # files of perfscope/cli that are no command
+                "perfscope.measure.stats", "perfscope.measure.digits", "perfscope.speedrun_words", "perfscope.finding", "perfscope.treatment",
+                "perfscope.compare_text"}
+VERBS = ("breakdown", "compare", "diagnose", "fix", "report", "selfcheck", "speedrun")
+HELPERS = {"__init__", "options", "output", "progress"}       # files of perfscope/cli that are no command
 
 
 def source(path: Path) -> ast.Module:
@@ -164,6 +166,9 @@ LIGHT = {
     "from perfscope.cli import main; assert main(['--help']) == 0": ("torch", "plotly", "rich", "numpy"),
     "from perfscope.cli import main; assert main(['breakdown', '--help']) == 0": ("torch", "plotly", "rich", "numpy"),
     "from perfscope.cli import main; assert main(['breakdown', '--dtype', 'fp8']) == 2": ("torch", "plotly", "rich", "numpy"),
+    "from perfscope.cli import main; assert main(['diagnose', '--help']) == 0": ("torch", "plotly", "rich", "numpy"),
+    "from perfscope.cli import main; assert main(['fix', '--dtype', 'fp8']) == 2": ("torch", "plotly", "rich", "numpy"),
+    "from perfscope.cli import main; assert main(['list', 'probes']) == 0": ("torch", "plotly", "rich", "numpy"),
     "import perfscope; perfscope.load, perfscope.compare, perfscope.report": ("torch", "plotly", "rich", "numpy"),
 }
 

@@ -17,7 +17,7 @@ import traceback
 
 from perfscope.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, PerfscopeError
 
-COMMANDS = ("breakdown", "speedrun", "report", "compare", "trace", "env", "selfcheck", "list")
+COMMANDS = ("breakdown", "diagnose", "fix", "speedrun", "report", "compare", "trace", "env", "selfcheck", "list", "new")
 EXIT_BUG = 70   # sysexits.h, EX_SOFTWARE
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from itertools import count
 from pathlib import Path
 
 from perfscope.cli import complain
 from perfscope.cli import options as o
-from perfscope.errors import (EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSURE, EnvironmentError_, PerfscopeError,
-                              UsageError, WorkloadError)
+from perfscope.cli.output import kept, page, place, put
+from perfscope.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSURE, EnvironmentError_, PerfscopeError, UsageError, WorkloadError
 
 
 def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "float32", memory_format: o.MemoryFormat = "contiguous",
@@ -31,13 +29,11 @@ def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "f
         order=options.names(order), parts=options.names(parts), attribution=attribution,
         input_shape=options.shape(input) if input else (), classes=classes, seed=seed))
     from perfscope.breakdown import Listener, breakdown
-    from perfscope.provenance import new_id
     from perfscope.cli.progress import progress
     from perfscope.measure.ranks import LOST, leave, world
 
     rank, size = world()
-    folder = Path(out) if out else unused(Path("runs") / new_id(model))
-    run_id = new_id(model) if out else folder.name
+    folder, run_id = place(out, model)
     try:
         with progress(quiet or rank > 0) as (stage, rounds), contextlib.redirect_stdout(sys.stderr):    # the model's own prints
             run = breakdown(model, out=folder, run_id=run_id, options=wanted, listener=Listener(stage, rounds))
@@ -68,41 +64,14 @@ def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "f
     return code
 
 
-def unused(folder: Path) -> Path:
-    """The folder, or the same with a number if there is one already: two runs in one second are two runs."""
-    names = (folder.with_name(f"{folder.name}-{n}") if n > 1 else folder for n in count(1))
-    return next(f for f in names if not f.exists())
-
-
-def kept(folder: Path, run_id: str) -> str:
-    """Where this run's record is, in words; "" if none was written."""
-    from perfscope.record import load
-
-    try:
-        return f"What was measured is in {folder / 'run.json'}" if load(folder).id == run_id else ""
-    except PerfscopeError:
-        return ""
-
-
 def show(run, folder: Path | None, as_json: bool) -> int:
     """The record as a table or JSON on stdout, and the HTML report beside run.json if there is a folder. Gives the exit code."""
-    from perfscope.record import to_dict
-    from perfscope.report import render, report
-
-    code, following = EXIT_OK, "make room, and run it again"
     if not any(b.derived for b in run.batches):
         raise EnvironmentError_("nothing was measured: " + "; ".join(f"batch {b.batch_size}: {b.status} {b.error}" for b in run.batches),
                                 "Try smaller batches: --batch 1,2,4")
+    code, following = EXIT_OK, "make room, and run it again"
     if folder:
-        try:
-            following = f"open {report(run, folder / 'report.html')}"
-        except EnvironmentError_ as e:          # plotly is not on every machine that measures, and the disk may be full
-            following = f"perfscope report {folder}"
-            complain(f"no report was made: {e.message}", e.hint)
-            code = EXIT_ENVIRONMENT if isinstance(e.__cause__, OSError) else EXIT_OK
-    if as_json:
-        json.dump(to_dict(run), sys.stdout, indent=1, allow_nan=False)
-        print()
-    else:
-        print(render(run, "terminal", color=sys.stdout.isatty(), next_command=following))
+        where, code = page(run, folder)
+        following = f"open {where}" if where else f"perfscope report {folder}"
+    put(run, as_json, following)
     return code

@@ -24,3 +24,51 @@ Seed = Annotated[int, typer.Option(help="Seed of the data and of the random orde
 Out = Annotated[str, typer.Option(help="Folder for run.json and report.html. Default: runs/ID.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of the table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+# ---------------------------------------------------------------- diagnose and fix
+
+Size = Annotated[str, typer.Option("--batch", help="One batch size. Default: up to 512 on a GPU, on a CPU one with a step of about 0.1 s.")]
+Only = Annotated[str, typer.Option(help="Ask only these probes, e.g. conv_not_channels_last,optimizer_not_fused.")]
+Suppress = Annotated[str, typer.Option(help="Do not ask these probes.")]
+Probes = Annotated[Optional[list[str]], typer.Option("--probes", metavar="DIR", help="A folder with probes of your own; may be given again.")]
+Baseline = Annotated[str, typer.Option(metavar="RUN", help="Findings of this earlier diagnosis (run.json) are known already.")]
+NoTrace = Annotated[bool, typer.Option("--no-trace", help="Record no trace: quicker; findings that need one are missing.")]
+NoLook = Annotated[bool, typer.Option("--no-look", help="Do not time the cures: findings are ranked by what they might cost.")]
+
+
+def wanted(model: str, batch: str, dtype: str, memory_format: str, compile: str, cuda_graph: bool, device: str, input: str, classes: int, seed: int,
+           budget: str = ""):
+    """The options of `diagnose` and `fix` as perfscope.options.Options, checked: one batch size, one process. UsageError if wrong."""
+    import os
+
+    from perfscope import options
+    from perfscope.errors import UsageError
+
+    budget_s = {"budget_s": options.seconds(budget)} if budget else {}
+    found = options.check(options.Options(
+        model=model, batch_sizes=options.sizes(batch), dtype=dtype, memory_format=memory_format, compile=compile, cuda_graph=cuda_graph,
+        device=device, input_shape=options.shape(input) if input else (), classes=classes, seed=seed, **budget_s))
+    if len(found.batch_sizes) > 1:
+        raise UsageError("this takes one batch size", "For example: --batch 128")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("this measures one process, not the ranks of torchrun",
+                         "Start it without torchrun, or record a trace: torchrun ... perfscope trace record")
+    return found
+
+
+def asked(only: str, suppress: str, probes: list[str] | None, baseline: str, no_trace: bool, no_look: bool):
+    """Which probes to ask and how, as perfscope.diagnose.Asked. RecordError for a baseline that cannot be read."""
+    from perfscope.diagnose import Asked, read_baseline
+    from perfscope.options import names
+
+    return Asked(names(only), names(suppress), tuple(probes or ()), read_baseline(baseline) if baseline else (), not no_trace, not no_look)
+
+
+def again(verb: str, found, asked_for) -> str:
+    """What to type for `perfscope VERB` with the same options and probes."""
+    import shlex
+
+    from perfscope.provenance import command
+
+    more = [w for flag, names in (("--only", asked_for.only), ("--suppress", asked_for.suppress)) if names for w in (flag, ",".join(names))]
+    return shlex.join([*shlex.split(command(found, verb=verb)), *more, *(w for f in asked_for.folders for w in ("--probes", str(f)))])

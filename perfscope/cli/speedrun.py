@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,8 @@ import typer
 
 from perfscope.cli import complain
 from perfscope.cli import options as o
-from perfscope.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REGRESSION, EXIT_UNSURE, EnvironmentError_, PerfscopeError, UsageError
+from perfscope.cli.output import page, put, unused
+from perfscope.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REGRESSION, EXIT_UNSURE, PerfscopeError, UsageError
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="NAME[:VARIANT][,field=value...], e.g. mnist, mnist_ladder:3 or cifar10,epochs=1.")]
 Runs = Annotated[int, typer.Option(help="Runs, of every arm; fixed before the first. Default: 5, 40 with --certify, 6 pairs, 1 of each rung.")]
@@ -75,13 +75,6 @@ def command(recipe: Recipe = "mnist", runs: Runs = 0, certify: Certify = False, 
     return code(record)
 
 
-def unused(folder: Path) -> Path:
-    """The folder, or the same with a number if there is one already."""
-    from perfscope.cli.breakdown import unused
-
-    return unused(folder)
-
-
 def folder_of(resume: str) -> Path:
     """The folder of the run to go on with."""
     return Path(resume) if Path(resume).is_dir() else Path(resume).parent
@@ -105,20 +98,12 @@ def code(record) -> int:
 
 def show(record, folder: Path, as_json: bool) -> None:
     """The record on stdout, report.html and report.md beside run.json."""
-    from perfscope.record import to_dict
-    from perfscope.report import render, report
+    from perfscope.report import report
 
-    following = f"perfscope report {folder}"
-    try:
+    where, _ = page(record, folder)
+    if where:
         report(record, folder / "report.md")
-        following = f"open {report(record, folder / 'report.html')}"
-    except EnvironmentError_ as e:
-        complain(f"no report was made: {e.message}", e.hint)
-    if as_json:
-        json.dump(to_dict(record), sys.stdout, indent=1, allow_nan=False)
-        print()
-    else:
-        print(render(record, "terminal", color=sys.stdout.isatty(), next_command=following))
+    put(record, as_json, f"open {where}" if where else f"perfscope report {folder}")
 
 
 @contextlib.contextmanager

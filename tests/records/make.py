@@ -36,6 +36,7 @@ from perfscope.record import (
     save,
     variant_name,
 )
+from tests.records import cures
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent.parent / "perfscope" / "examples"
@@ -555,8 +556,8 @@ def article(when: str) -> Run:
 
 
 def main() -> None:
-    """Writes the four golden records and the two examples."""
-    for name, run in (("cpu", cpu()), ("gpu", gpu()), ("partial", partial()), ("hostile", hostile())):
+    """Writes the golden records and the two examples."""
+    for name, run in (("cpu", cpu()), ("gpu", gpu()), ("partial", partial()), ("hostile", hostile()), ("diagnose", cures.diagnose()), ("fix", cures.fix())):
         save(run, HERE / f"{name}.json")
         text = json.dumps(json.loads((HERE / f"{name}.json").read_text()), separators=(",", ":"))
         (HERE / f"{name}.json").write_text(text + "\n")

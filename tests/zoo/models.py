@@ -51,3 +51,10 @@ def _hf(name, settings):
 ZOO = {**{n: partial(_named, n, (), 0) for n in BUILT_IN},
        **{f"timm:{n}": partial(_timm, n, side) for n, side in TIMM.items()},
        **{f"hf:{n}": partial(_hf, n, settings) for n, settings in HF.items()}}
+
+
+def __getattr__(name):
+    """Every model as an attribute, so that a process of its own can build it: `--model tests.zoo.models:timm:resnet18`."""
+    if name in ZOO:
+        return ZOO[name]
+    raise AttributeError(f"the zoo has no {name!r}")
