@@ -22,6 +22,7 @@ Input = Annotated[str, typer.Option("--input", help="Input of a bare model witho
 Classes = Annotated[int, typer.Option(help="Classes of a bare model.")]
 Seed = Annotated[int, typer.Option(help="Seed of the data and of the random orders.")]
 Out = Annotated[str, typer.Option(help="Folder for run.json and report.html. Default: runs/ID.")]
+SecondOpinion = Annotated[bool, typer.Option("--second-opinion", help="Afterwards record a trace in a process of its own, and compare the parts with it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of the table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
