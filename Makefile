@@ -9,7 +9,7 @@ OUT ?= runs/gpu
 PERFSCOPE_DATA ?= $(wildcard $(abspath ../shared/data))
 export PERFSCOPE_DATA
 
-.PHONY: demo test bench gpu clean chromium
+.PHONY: demo test bench gpu docs clean chromium
 
 # Waiting threads sleep instead of spinning. Steps of a small conv net, median with and without: 9 to 30 % slower on an idle
 # machine (5 pairs), 1.1 times faster beside one busy process (2 pairs), 3 and 9 times beside several (2 pairs)
@@ -25,6 +25,10 @@ bench: $(VENV)/.test
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu --out $(OUT)
+
+# docs/probes, from the probes' own docstrings
+docs:
+	$(PYTHON) -m perfscope.docs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -18,7 +18,6 @@ from perfscope.diagnose import Asked, choose, diagnose, spending
 from perfscope.errors import PerfscopeError, UsageError
 from perfscope.finding import Finding, Numerics, Trial
 from perfscope.measure import stats
-from perfscope.options import BUDGET_S as BREAKDOWN_BUDGET_S
 from perfscope.options import Options, check
 from perfscope.record import Warned, save
 from perfscope.records.fix import Record
@@ -33,12 +32,13 @@ CONFIRM_PAIRS = 12          # METHOD 14 asks for 5; the difference of two MNIST 
 
 
 def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked = Asked(), cures: tuple[str, ...] = (), out=None, run_id: str = "",
-        confirm: bool = False, stage: Callable[[str], None] = lambda text: None, **named) -> Record:
+        confirm: bool = False, budget_s: float = BUDGET_S, stage: Callable[[str], None] = lambda text: None, **named) -> Record:
     """What cures bring to a training step, each proven or rejected.
 
-    model, options, asked   as for `diagnose`; `options.budget_s` is shared by all trials
+    model, options, asked   as for `diagnose`
     cures    only these, in this order ("probe" or "probe:candidate"), whether they were found or not
     out      folder for run.json
+    budget_s of measuring, shared by all trials; the least rounds of each may take it beyond
     confirm  hand the base and the fixed workload to the speedrun protocol at the end
     Interrupted by Ctrl-C it gives what was tried, status "interrupted"; KeyboardInterrupt if that is nothing.
     """
@@ -47,9 +47,7 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
 
     by_name = isinstance(model, str)
     name = model if by_name else getattr(model, "name", "") or type(model).__name__
-    options = check(replace(options or Options(), **{"model": name, **named}))
-    if options.budget_s == BREAKDOWN_BUDGET_S:
-        options = replace(options, budget_s=BUDGET_S)
+    options = check(replace(options or Options(), **{"model": name, "budget_s": budget_s, **named}))
     chosen = choose(asked)
     for cure in cures:
         _known(cure, chosen)

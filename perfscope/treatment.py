@@ -119,7 +119,8 @@ def final_words(record) -> str:
     t = record.final
     if t is None or t.change is None:
         return ""
-    text = f"x {speed_up(t.change)} with {count(len(record.kept), 'cure')}"
+    text = "" if t.verdict == "FASTER" else f"{t.verdict or 'UNCLEAR'} as a whole: "
+    text += f"x {speed_up(t.change)} with {count(len(record.kept), 'cure')}"
     if record.step_before and record.step_after:
         text += f": {words(scaled(record.step_before), 'ms')} per step before, {words(scaled(record.step_after), 'ms')} after"
     return text

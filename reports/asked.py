@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from perfscope import treatment as t
 from perfscope.sections import details, escape, pairs
 
 TITLE = "Probes without a finding"
@@ -18,9 +19,9 @@ def by_reason(skipped: dict[str, str]) -> dict[str, list[str]]:
 
 
 def text(run) -> list[str]:
-    """A line each."""
-    lines = [f"silent: {', '.join(run.silent)}"] if run.silent else []
-    lines += [f"skipped, {why}: {', '.join(names)}" for why, names in by_reason(run.skipped).items()]
+    """A line each: how many, and of what failed the names. The page and the record have all names."""
+    lines = [f"silent: {t.count(len(run.silent), 'probe')} looked and found nothing"] if run.silent else []
+    lines += [f"skipped: {t.count(len(names), 'probe')}, {why}" for why, names in by_reason(run.skipped).items()]
     lines += [f"suppressed: {', '.join(run.suppressed)}"] if run.suppressed else []
     return [*lines, *(f"FAILED {name}: {error}" for name, error in run.failed.items())]
 

@@ -70,6 +70,7 @@ def one(run: Run) -> str:
     fits = [f"- {escape(p)}: {escape(t)}" for p, t in facts.scaling_words(run)] + [
         f"- {escape(t)}" for t in facts.sweep_words(run)
     ]
+    second = facts.opinion_rows(run) if facts.opinions(run) else None
     loud = [f"> **{escape(facts.incomplete(run))}**"] if facts.incomplete(run) else []
     loud += [
         f"> **residue**: {n} × {escape(op)} still ran in the variant {escape(v)}" for v, op, n in facts.residues(run)
@@ -86,6 +87,8 @@ def one(run: Run) -> str:
         "\n>\n".join(loud),
         overview(run),
         parts(run),
+        escape(facts.opinion_words(run)),
+        *(block(second) if second else ()),
         "\n".join(fits),
         "\n".join(warned),
         code(run.provenance.command) if run.provenance.command else "",

@@ -146,6 +146,8 @@ def one(run: Run, style, next_command: str) -> list[str]:
             name = cut(part, LABEL)
             lines += wrap(text, f"  {name}{' ' * (lead - width(name))}  ", " " * (lead + 4))
         lines += wrap("; ".join(facts.sweep_words(run)), "  ", "  ")
+    if facts.opinions(run):
+        lines += ["", *wrap(facts.opinion_words(run)), *grid(facts.opinion_rows(run))]
     alarms = [f"residue: {n} x {op} still ran in the variant {v}" for v, op, n in facts.residues(run)]
     for text in [facts.incomplete(run), *alarms]:
         lines += [style("red", t) for t in wrap(text)]

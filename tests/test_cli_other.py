@@ -292,9 +292,9 @@ def test_a_laptop_without_torch(folder, tmp_path, argv, code):
     assert argv[0] != "env" or "nothing can be measured" in done.stdout.replace("\n    ", " ")
 
 
-@pytest.mark.parametrize("command", ["report", "compare", "env", "selfcheck", "list"])
+@pytest.mark.parametrize("command", ["report", "compare", "env", "selfcheck", "list", "new", "diagnose", "fix"])
 def test_every_command_has_help(capsys, command):
     code, out, _ = call(capsys, command, "--help")
-    assert code == 0 and columns(out) <= 80 and len(out.splitlines()) < 40
+    assert code == 0 and columns(out) <= 80 and len(out.splitlines()) < 65
     for option in re.findall(r"^  (--[a-z-]+)(.*)$", out, re.MULTILINE):
         assert option[1].strip(), f"{option[0]} has no help"

@@ -103,8 +103,20 @@ def test_interrupted_keeps_what_was_proven(scripted, tmp_path):
     r = fixing.fix("x", out=tmp_path)
     assert r.status == "interrupted" and r.kept == ("a",) and load(tmp_path).kept == ("a",)
     scripted({"a": KeyboardInterrupt()})
+    r = fixing.fix("x", out=tmp_path)           # before the first trial is over there are the findings
+    assert r.status == "interrupted" and r.trials == () and [f.probe for f in load(tmp_path).findings] == ["a"]
+
+
+def test_a_diagnosis_that_was_interrupted_ends_it(scripted, monkeypatch):
+    asked = scripted({"a": 0.7})
+    monkeypatch.setattr(fixing, "diagnose", lambda *a, **k: Diagnosis("d", status="interrupted", batch_size=8, findings=found("a")))
     r = fixing.fix("x")
-    assert r.status == "interrupted" and r.trials == () and r.findings, "what was found is kept"
+    assert r.status == "interrupted" and r.findings and asked == []
+
+
+def test_some_candidates_of_a_probe_are_costly_others_not():
+    chosen = {"a": module("a", CURES={"slow": None, "quick": None}, COSTLY=("slow",)), "b": module("b")}
+    assert fixing.candidates(found("a", "b"), chosen) == ["a:quick", "b", "a:slow"]
 
 
 def test_only_the_cures_that_were_asked_for(scripted):
@@ -132,7 +144,7 @@ def test_a_workload_object_is_fixed_in_this_process_and_left_alone():
     from perfscope import probing
     w = probing.probes()["zero_grad_fills"].plant(contract.subject("conv"))
     before = {n: p.clone() for n, p in w.model.state_dict().items()}
-    r = fixing.fix(w, asked=Asked(only=("zero_grad_fills",)), options=Options(batch_sizes=(8,), budget_s=1.0))
+    r = fixing.fix(w, asked=Asked(only=("zero_grad_fills",)), options=Options(batch_sizes=(8,)), budget_s=1.0)
     assert [t.cure for t in r.trials] == ["zero_grad_fills"] and len(r.trials[0].processes) == 1
     assert all((w.model.state_dict()[n] == p).all() for n, p in before.items())
     assert "one-process" in [x.code for x in r.warnings]

@@ -15,8 +15,8 @@ from perfscope.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSURE, Environment
 def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "float32", memory_format: o.MemoryFormat = "contiguous",
             compile: o.Compile = "off", cuda_graph: o.CudaGraph = False, device: o.Device = "auto", precision: o.Precision = None,
             budget: o.Budget = "60s", order: o.Order = "", parts: o.Parts = "", attribution: o.Attribution = "auto",
-            input: o.Input = "", classes: o.Classes = 0, seed: o.Seed = 0, out: o.Out = "", as_json: o.Json = False,
-            quiet: o.Quiet = False) -> int:
+            input: o.Input = "", classes: o.Classes = 0, seed: o.Seed = 0, second_opinion: o.SecondOpinion = False,
+            out: o.Out = "", as_json: o.Json = False, quiet: o.Quiet = False) -> int:
     """Take a training step apart: what norm, activation, attention, optimizer, data, ... cost, per batch size.
 
     Prints a table, writes run.json and report.html. Under torchrun it adds the communication part.
@@ -27,7 +27,7 @@ def command(model: o.Model = "resnet9", batch: o.Batch = "", dtype: o.Dtype = "f
         model=model, batch_sizes=options.sizes(batch), dtype=dtype, memory_format=memory_format, compile=compile, cuda_graph=cuda_graph,
         device=device, precision=options.share(precision) if precision is not None else None, budget_s=options.seconds(budget),
         order=options.names(order), parts=options.names(parts), attribution=attribution,
-        input_shape=options.shape(input) if input else (), classes=classes, seed=seed))
+        input_shape=options.shape(input) if input else (), classes=classes, seed=seed, second_opinion=second_opinion))
     from perfscope.breakdown import Listener, breakdown
     from perfscope.cli.progress import progress
     from perfscope.measure.ranks import LOST, leave, world

@@ -33,16 +33,17 @@ def command(model: o.Model = "resnet9", batch: o.Size = "", dtype: o.Dtype = "fl
 
     Prints every trial, the whole stack against the original, and the code to add. Exit code 4 if a probe failed.
     """
-    options = o.wanted(model, batch, dtype, memory_format, compile, cuda_graph, device, input, classes, seed, budget)
+    options = o.wanted(model, batch, dtype, memory_format, compile, cuda_graph, device, input, classes, seed)
     from perfscope.cli.progress import progress
     from perfscope.fix import fix
-    from perfscope.options import names
+    from perfscope.options import names, seconds
 
+    limit = {"budget_s": seconds(budget)} if budget else {}
     wish = o.asked(only, suppress, probes, baseline, no_trace, no_look)
     folder, run_id = place(out, model)
     try:
         with progress(quiet) as (stage, _), contextlib.redirect_stdout(sys.stderr):
-            run = fix(model, options=options, asked=wish, cures=names(cures), out=folder, run_id=run_id, confirm=confirm, stage=stage)
+            run = fix(model, options=options, asked=wish, cures=names(cures), out=folder, run_id=run_id, confirm=confirm, stage=stage, **limit)
     except KeyboardInterrupt:
         complain("interrupted", kept(folder, run_id) or "Nothing had been measured yet.")
         return EXIT_INTERRUPTED

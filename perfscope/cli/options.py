@@ -22,6 +22,7 @@ Input = Annotated[str, typer.Option("--input", help="Input of a bare model witho
 Classes = Annotated[int, typer.Option(help="Classes of a bare model.")]
 Seed = Annotated[int, typer.Option(help="Seed of the data and of the random orders.")]
 Out = Annotated[str, typer.Option(help="Folder for run.json and report.html. Default: runs/ID.")]
+SecondOpinion = Annotated[bool, typer.Option("--second-opinion", help="Afterwards record a trace in a process of its own, and compare the parts with it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of the table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -36,18 +37,16 @@ NoTrace = Annotated[bool, typer.Option("--no-trace", help="Record no trace: quic
 NoLook = Annotated[bool, typer.Option("--no-look", help="Do not time the cures: findings are ranked by what they might cost.")]
 
 
-def wanted(model: str, batch: str, dtype: str, memory_format: str, compile: str, cuda_graph: bool, device: str, input: str, classes: int, seed: int,
-           budget: str = ""):
+def wanted(model: str, batch: str, dtype: str, memory_format: str, compile: str, cuda_graph: bool, device: str, input: str, classes: int, seed: int):
     """The options of `diagnose` and `fix` as perfscope.options.Options, checked: one batch size, one process. UsageError if wrong."""
     import os
 
     from perfscope import options
     from perfscope.errors import UsageError
 
-    budget_s = {"budget_s": options.seconds(budget)} if budget else {}
     found = options.check(options.Options(
         model=model, batch_sizes=options.sizes(batch), dtype=dtype, memory_format=memory_format, compile=compile, cuda_graph=cuda_graph,
-        device=device, input_shape=options.shape(input) if input else (), classes=classes, seed=seed, **budget_s))
+        device=device, input_shape=options.shape(input) if input else (), classes=classes, seed=seed))
     if len(found.batch_sizes) > 1:
         raise UsageError("this takes one batch size", "For example: --batch 128")
     if os.environ.get("WORLD_SIZE", "1") != "1":

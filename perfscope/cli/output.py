@@ -58,4 +58,4 @@ def put(run, as_json: bool, following: str, where: str = "") -> None:
         json.dump(to_dict(run), sys.stdout, indent=1, allow_nan=False)
         print()
     else:
-        print(render(run, "terminal", color=sys.stdout.isatty(), next_command=following, page=where))
+        sys.stdout.write(render(run, "terminal", color=sys.stdout.isatty(), next_command=following, page=where))

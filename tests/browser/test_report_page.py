@@ -31,7 +31,7 @@ def trace_states(page, section):
     return page.evaluate(f"document.querySelector('#{section} .canvas').data.map(t => t.visible ?? true)")
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "partial", "hostile"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "partial", "hostile", "diagnose", "fix"])
 def test_page_draws_without_errors_or_requests(visit, name, capsys):
     page = visit(name)
     drawn, rest = page.evaluate("['drawn', 'all'].map((k) => Number(document.documentElement.dataset[k]))")
@@ -138,7 +138,7 @@ def test_download_is_the_record(visit, name, tmp_path):
     assert to_dict(load(tmp_path / "run.json")) == to_dict(load(RECORDS / f"{name}.json"))
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "partial", "hostile"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "partial", "hostile", "diagnose", "fix"])
 @pytest.mark.parametrize("media", ["screen", "print"])
 def test_no_horizontal_scroll_on_a_phone_and_on_paper(visit, name, media):
     wide = 390 if media == "screen" else 720
@@ -175,3 +175,13 @@ def test_a_section_may_bring_a_plotly_figure_with_numpy(visit, folder, monkeypat
     page = visit("numpy")
     assert page.evaluate("document.querySelector('#chart .canvas').calcdata[0].map((p) => p.y)") == [0, 1, 4, 9, 16]
     assert page.locator("#chart .scatterlayer .js-line").count() == 1
+
+
+def test_the_proof_of_a_fix_is_drawn_trial_by_trial(visit):
+    page = visit("fix")
+    assert page.locator("#cure_waterfall .waterfalllayer .point").count() == 6      # before, three cures, together, after
+    for trial in ("no_mixed_precision", "all that was kept"):
+        page.locator("#turns .segments button", has_text=trial).click()
+        sync_api.expect(page.locator("#turns .segments [aria-pressed=true]")).to_have_text(trial)
+    page.locator("#code_to_add .copy").first.click()
+    sync_api.expect(page.locator("#code_to_add .copy").first).to_have_text("copied")

@@ -1,0 +1,29 @@
+"""Whether the fix holds over whole training runs: pairs with equal seeds, time ratio and accuracy (METHOD 14.4)."""
+
+from __future__ import annotations
+
+from perfscope.measure.stats import Interval
+from perfscope.sections import plain
+from perfscope.treatment import span
+
+TITLE = "Confirmed on full runs"
+ORDER = 19
+KINDS = ("fix",)
+
+
+def interval(data) -> Interval:
+    """An interval as the record's JSON has it."""
+    return Interval(*(float("nan") if data.get(k) is None else data[k] for k in ("point", "low", "high")))
+
+
+def text(run) -> list[str]:
+    """The verdict in words; nothing if --confirm was not given."""
+    c = run.confirmed
+    if not c:
+        return []
+    if "waived" in c:
+        return [f"Full runs were not trained: {plain(c['waived'])}."]
+    time, accuracy, holds = interval(c["comparison"]["time"]), interval(c["comparison"]["accuracy"]), c["comparison"]["not_worse"]
+    margin = {True: "not worse by more than the margin", False: "worse", None: "not settled by so many pairs"}[holds]
+    return [f"{plain(c['words'])}: a full run of {plain(c['recipe'])} takes {span(time)} of the time ({c['pairs']} pairs of equal seeds). Accuracy is {margin}: "
+            f"{100 * accuracy.point:+.3f} points [{100 * accuracy.low:+.3f}, {100 * accuracy.high:+.3f}].", f"Data: {plain(c.get('split', ''))}"]
