@@ -196,7 +196,9 @@ class _Host:
         e, self.rank, self.loader = rank.events, rank, loader
         rows = np.flatnonzero((e.cat == CPU_OP) & (e.ts_ns < high) & (e.ts_ns + e.dur_ns > low))
         if links.ops is not None:  # outermost ones only
-            rows = rows[np.isin(rows, links.ops.rows[links.ops.parent < 0])]
+            outermost = np.zeros(len(e), bool)
+            outermost[links.ops.rows[links.ops.parent < 0]] = True
+            rows = rows[outermost[rows]]
         self.rows = rows[np.isin(threads(rank, rows), _training(rank, links, low, high))]
         self.start, self.end = e.ts_ns[self.rows], e.ts_ns[self.rows] + e.dur_ns[self.rows]
         self.either = both(union(self.start, self.end), loader)
