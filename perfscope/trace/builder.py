@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from itertools import compress
 from operator import attrgetter
@@ -31,6 +32,13 @@ from perfscope.trace.kinds import ANY, CODES, INSTANT, META, NAMED
 from perfscope.trace.times import exact_ns, integers, quick_ns, small
 
 BATCH = 2048  # rows that become columns together: few enough for the cache, enough to pay for NumPy's calls
+# calls that neither put work on the device nor wait for it (CUDA Runtime API and HIP, by their documentation): in no figure of
+# the summary, and half of the calls of a training step
+UNUSED = re.compile(
+    r"(?:cuda|hip)(?:Event(?:Record(?:WithFlags)?|Query|Create(?:WithFlags)?|Destroy|ElapsedTime)|"
+    r"Stream(?:IsCapturing|Get\w+|Query|WaitEvent|Create\w*|Destroy)|DeviceGet\w+|DeviceCanAccessPeer|"
+    r"Func(?:Set|Get)\w+|Occupancy\w+|PointerGet\w+|Get\w+|SetDevice|PeekAtLastError)"
+)
 
 
 class _Numbers(dict):
@@ -59,6 +67,14 @@ class _Categories(dict):
         return value
 
 
+class _Used(dict):
+    """name of a call -> whether the summary needs it."""
+
+    def __missing__(self, key):
+        value = self[key] = UNUSED.fullmatch(key) is None
+        return value
+
+
 class _Marks(dict):
     """name -> whether the summary needs it although it is an operator's."""
 
@@ -75,7 +91,7 @@ def _table(codes) -> bytes:
     return bytes(c in codes for c in range(256))
 
 
-_IS_ROW, _IS_ANY, _IS_NAMED = (_table(c) for c in (range(len(CATEGORIES)), (ANY,), (NAMED,)))
+_IS_ROW, _IS_CALL, _IS_ANY, _IS_NAMED = (_table(c) for c in (range(len(CATEGORIES)), CALLS, (ANY,), (NAMED,)))
 _NO_ROWS = bytes(range(len(CATEGORIES), 256))
 _GPU, _CALL, _HOST = (np.isin(np.arange(len(CATEGORIES)), c) for c in (ON_DEVICE, CALLS, ON_HOST))
 # column -> which events may have it in their arguments: "gpu", "call" (ROCm has the size of a copy only there), "host"
@@ -83,6 +99,16 @@ _SUMMARY = {"correlation": ("gpu", "call"), "device": ("gpu",), "stream": ("gpu"
 _FULL = {**_SUMMARY, "external": ("gpu", "call", "host"), "sequence": ("host",)}
 _TEXTS = ("shapes", "strides", "dtypes", "stack")
 _FIELD = {n: attrgetter(n) for n in (*_FULL, *_TEXTS, "external_2021", "collective")}
+
+
+def _both_times(rows: list, exact: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and lengths, ns. Raises ValueError or TypeError if one is no time, or not to be had exactly from a float."""
+    if exact:
+        return exact_ns(list(map(_TS, rows))), exact_ns(list(map(_DUR, rows)))
+    times = quick_ns([*map(_TS, rows), *map(_DUR, rows)])  # one call for both: blocks are small
+    if times is None:
+        raise ValueError("no exact time")
+    return times[: len(rows)], times[len(rows) :]
 
 
 @dataclass
@@ -99,6 +125,8 @@ class Builder:
     collectives: dict[str, list] = field(default_factory=lambda: {c: [] for c in COLLECTIVE})
     labels: list = field(default_factory=list)
     marks: _Marks = field(default_factory=_Marks)
+    used: _Used = field(default_factory=_Used)
+    annotated: bool = False  # annotations have a category of their own, so that no operator of this file is a step
     waiting: list = field(default_factory=list)  # rows that are no columns yet, and their categories and times
     kinds: list = field(default_factory=list)
     times: list = field(default_factory=list)
@@ -116,17 +144,14 @@ class Builder:
         if ANY in codes:
             rows, kinds = self._by_phase(list(compress(events, codes.translate(_IS_ANY))))
         else:
-            rows, kinds = list(compress(events, codes.translate(_IS_ROW))), codes.translate(None, _NO_ROWS)
-        convert = exact_ns if exact else quick_ns
+            rows, kinds = self._by_category(events, codes)
         try:
-            duration = convert(list(map(_DUR, rows)))
-            if duration is None or (len(duration) and duration.min() < 0):
-                return False
-            start = convert(list(map(_TS, rows)))
+            start, duration = _both_times(rows, exact)
         except (ValueError, TypeError):
             return False
-        if start is None:
+        if len(rows) and duration.min() < 0:
             return False
+        self.annotated = self.annotated or ANNOTATION in kinds
         if META in codes or INSTANT in codes and self.detail == "full":
             self._others(events, codes)
         self.events += len(events)
@@ -139,15 +164,25 @@ class Builder:
                 self._flush()
         return True
 
+    def _by_category(self, events: list, codes: bytes) -> tuple[list, bytes]:
+        """Those that this detail needs, and their categories; `codes`: kinds.CODES of each."""
+        calls = codes.translate(_IS_CALL)
+        if self.detail == "full" or 1 not in calls:
+            return list(compress(events, codes.translate(_IS_ROW))), codes.translate(None, _NO_ROWS)
+        keep = np.frombuffer(codes.translate(_IS_ROW), bool).copy()
+        used = bytes(map(self.used.__getitem__, map(_NAME, compress(events, calls))))
+        keep[np.frombuffer(calls, bool)] = np.frombuffer(used, bool)
+        return list(compress(events, keep.tobytes())), np.frombuffer(codes, np.int8)[keep].tobytes()
+
     def _by_phase(self, rows: list) -> tuple[list, bytes]:
-        """Those that this detail needs, and their categories."""
+        """The same for events that were decoded by their phase, with their category as text."""
         kinds = bytes(map(self.cats.__getitem__, map(_CAT, rows)))
         if self.detail == "full":
             return rows, kinds
-        keep = bytes(
-            c not in (CPU_OP, PYTHON, OTHER) or marked
-            for c, marked in zip(kinds, map(self.marks.__getitem__, map(_NAME, rows)))
-        )
+        keep = [
+            self.marks[e.name] if c in (CPU_OP, PYTHON, OTHER) else c not in CALLS or self.used[e.name]
+            for c, e in zip(kinds, rows)
+        ]
         return list(compress(rows, keep)), bytes(compress(kinds, keep))
 
     def _others(self, events: list, codes: bytes) -> None:

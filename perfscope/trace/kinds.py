@@ -1,9 +1,10 @@
 """Events by their category: a decoder that knows, before it reads an event, which of its fields anybody wants.
 
 decode.py's decoders tell events apart by their phase ("ph") and read the same fields of all that have a duration. Here the
-category ("cat") decides: a kernel has a stream, a call has none, an operator has shapes; of a flow nothing is read, and in
-the summary of an operator only its name. A block with a category that is not known here, or with an event that has none
-(metadata, the Python export), is refused and goes to decode.py's: what is read is the same, only slower.
+category ("cat") decides: a kernel has a stream, a call has none, an operator has shapes; nothing is read of a flow, nor, in
+the summary, of an operator (but its name, as long as it may be a step's: see Builder.annotated). A block with a category
+that is not known here, or with an event that has none (metadata, the Python export), is refused and goes to decode.py's:
+what is read is the same, only slower.
 
 Every event of a block becomes a struct, and `CODES` says by its type what it is: the index of its category, or one of the
 codes from ANY on.
@@ -22,7 +23,7 @@ from perfscope.trace.columns import CATEGORIES, CPU_OP, KNOWN, OTHER, PYTHON
 from perfscope.trace.decode import _NONE, NO, MemoryArgs, SummaryArgs
 
 ANY = 100  # by its phase alone, with its category as text (decode.py)
-NAMED = 101  # an operator of which the summary has only the name
+NAMED = 101  # an operator, of which the summary has only the name
 NOTHING = 102  # no duration, or not wanted
 INSTANT = 103
 META = 104
@@ -77,14 +78,12 @@ CODES: dict[type, int] = {
 }
 
 
-def _fields(category: int, detail: str, time: type) -> tuple[int, list]:
+def _fields(category: int, detail: str, time: type, nameless: bool) -> tuple[int, list]:
     """The code of a category's events and their fields, in the order in which Kineto writes them."""
     phase = ("ph", Literal["X"])
     summary = detail == "summary"
-    if summary and category in (PYTHON, OTHER):
-        return NOTHING, [phase]
-    if summary and category == CPU_OP:
-        return NAMED, [phase, ("name", str, "")]
+    if summary and category in (PYTHON, OTHER, CPU_OP):
+        return (NAMED, [("name", str, "")]) if category == CPU_OP and not nameless else (NOTHING, [])
     who = [(n, Union[int, str, None], None) for n in ("pid", "tid")]
     when = [(n, time if time is Raw else Union[time, None], _NONE if time is Raw else None) for n in ("ts", "dur")]
     fields = [phase, ("name", str, ""), *who, *when]
@@ -106,12 +105,13 @@ def _struct(tag: str, code: int, fields: list) -> type:
 
 
 @cache
-def decoder(detail: str, exact: bool) -> msgspec.json.Decoder:
-    """Decodes a list of events whose categories are all known; raises one of decode.REFUSED otherwise."""
+def decoder(detail: str, exact: bool, nameless: bool = False) -> msgspec.json.Decoder:
+    """Decodes a list of events whose categories are all known; raises one of decode.REFUSED otherwise. `nameless`: the
+    summary need not see the names of operators."""
     time = Raw if exact else Union[int, float]
     tags = [n for n in KNOWN if n not in ("", CATEGORIES[OTHER])] + list(_SPELLED_2021)
-    kinds = [_struct(t, *_fields(KNOWN[t.lower()], detail, time)) for t in tags]
-    kinds.append(_struct("Trace", *_fields(OTHER, detail, time)))
+    kinds = [_struct(t, *_fields(KNOWN[t.lower()], detail, time, nameless)) for t in tags]
+    kinds.append(_struct("Trace", *_fields(OTHER, detail, time, nameless)))
     kinds += [_struct(t, NOTHING, [("ph", _FLOWS)]) for t in ("ac2g", "fwdbwd", "async", "async_cpu", "async_gpu")]
     instant = [("ph", Literal["i"]), ("name", str, ""), ("ts", Raw, _NONE), ("args", MemoryArgs, MemoryArgs())]
     kinds.append(_struct("cpu_instant_event", INSTANT, instant if detail == "full" else instant[:1]))

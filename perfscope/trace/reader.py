@@ -194,7 +194,8 @@ class _Reader:
         for by_category in (True, False) if self.unknown <= PATIENCE else (False,):
             for exact in (True,) if self.exact else (False, True):
                 try:
-                    events = (decoder(self.detail, exact) if by_category else LISTS[self.detail, exact]).decode(whole)
+                    known = decoder(self.detail, exact, self.builder.annotated) if by_category else None
+                    events = (known or LISTS[self.detail, exact]).decode(whole)
                 except REFUSED:
                     break
                 if self.builder.add(events, exact):
