@@ -1,6 +1,6 @@
 """What reading and analysing a trace costs: CPU seconds and peak memory of child processes, beside HolisticTraceAnalysis.
 
-    python -m benchmarks.traces make TRACE OUT.json.gz [--megabytes 600]    a large trace from a real one
+    python -m benchmarks.traces make TRACE OUT.json.gz [--megabytes 600] [--kept 2]    a large trace from a real one
     python -m benchmarks.traces run TRACE [--peer PYTHON]                   one table; PYTHON: a venv with traceinsight (HTA)
     python -m benchmarks.traces growth TRACE [--megabytes 150,300,600] [--folder F]     CPU and memory by size of the text
 
@@ -52,8 +52,8 @@ i = t.get_idle_time_breakdown(ranks=[0], visualize=False)
 """
 
 
-def make(source: Path, target: Path, megabytes: int) -> None:
-    """Writes the large trace."""
+def make(source: Path, target: Path, megabytes: int, kept: int = KEPT) -> None:
+    """Writes the large trace; `kept`: copies that keep their ProfilerSteps."""
     text = gzip.open(source).read()
     head = text.index(b"[", text.index(b'"traceEvents"')) + 1
     tail = text.rindex(b"}", 0, text.rindex(b"]", 0, text.index(b'"traceName"') if b'"traceName"' in text else len(text))) + 1
@@ -69,7 +69,7 @@ def make(source: Path, target: Path, megabytes: int) -> None:
             for i in range(1, len(new), 3):
                 by = {b'"ts": ': shift, b"ProfilerStep#": steps}.get(new[i], ids)
                 new[i + 1] = b"%d" % (int(new[i + 1]) + copy * by)
-                if copy >= KEPT and new[i] == b"ProfilerStep#":
+                if copy >= kept and new[i] == b"ProfilerStep#":
                     new[i] = b"TrainingStep#"
             out.write((b"," if copy else b"") + b"".join(new))
         out.write(text[tail:])
@@ -81,6 +81,15 @@ def child(python: str, code: str, path: Path, env: dict) -> list[str]:
     if done.returncode:
         raise SystemExit(f"{python} failed:\n{done.stderr[-2000:]}")
     return done.stdout.strip().splitlines()[-1].split()
+
+
+def command(path: Path, env: dict) -> list[str]:
+    """The same of `perfscope trace analyze`, from the start of Python to its end."""
+    code = ("import os, subprocess, sys\n"
+            "ran = subprocess.Popen([sys.executable, '-m', 'perfscope', 'trace', 'analyze', sys.argv[1]], stdout=subprocess.DEVNULL)\n"
+            "_, status, used = os.wait4(ran.pid, 0)\n"
+            "print(used.ru_utime + used.ru_stime if status == 0 else None, used.ru_maxrss / 1024)")
+    return child(sys.executable, code, path, env)
 
 
 def run(path: Path, peer: str | None, repeat: int) -> list[dict]:
@@ -103,9 +112,16 @@ def run(path: Path, peer: str | None, repeat: int) -> list[dict]:
             if peer and turn == (repeat - 1) // 2:
                 code = CHILD.format(body=PEER.format(), result="len(k[0])")
                 got["HolisticTraceAnalysis: kernels, temporal, idle"] = [child(peer, code, path, {**env, "PYTHONPATH": ""})]
-        for suffix in ("columns", "analysis"):
-            for old in places(Source(str(path)), "full", suffix):
-                old.unlink(missing_ok=True)
+        def forget() -> None:
+            for suffix in ("columns", "analysis"):
+                for old in places(Source(str(path)), "full", suffix):
+                    old.unlink(missing_ok=True)
+
+        got["command line"] = []
+        for _ in range(repeat):
+            forget()
+            got["command line"].append(command(path, env))
+        forget()
         ours("complete, writes the cache")
         for _ in range(repeat):
             ours("re-opened from the cache")
@@ -143,6 +159,7 @@ def main() -> None:
     one.add_argument("source", type=Path)
     one.add_argument("target", type=Path)
     one.add_argument("--megabytes", type=int, default=600)
+    one.add_argument("--kept", type=int, default=KEPT, help="copies that keep their ProfilerSteps")
     two = verbs.add_parser("run")
     two.add_argument("trace", type=Path)
     two.add_argument("--peer")
@@ -154,7 +171,7 @@ def main() -> None:
     three.add_argument("--detail", choices=("full", "summary"), default="full")
     args = parser.parse_args()
     if args.verb == "make":
-        make(args.source, args.target, args.megabytes)
+        make(args.source, args.target, args.megabytes, args.kept)
         return
     for row in growth(args.trace, args.megabytes, args.folder, args.detail) if args.verb == "growth" else run(args.trace, args.peer, args.repeat):
         print(json.dumps(row))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from itertools import compress
 from operator import attrgetter
@@ -17,7 +16,6 @@ from perfscope.trace.columns import (
     COLUMNS,
     CPU_OP,
     DATA,
-    KNOWN,
     LOADER,
     MEMORY,
     ON_DEVICE,
@@ -29,60 +27,10 @@ from perfscope.trace.columns import (
 )
 from perfscope.trace.decode import _NONE, NO
 from perfscope.trace.kinds import ANY, CODES, INSTANT, META, NAMED
+from perfscope.trace.lookups import Categories, Ids, Marks, Numbers, Used
 from perfscope.trace.times import exact_ns, integers, quick_ns, small
 
 BATCH = 2048  # rows that become columns together: few enough for the cache, enough to pay for NumPy's calls
-# calls that neither put work on the device nor wait for it (CUDA Runtime API and HIP, by their documentation): in no figure of
-# the summary, and half of the calls of a training step
-UNUSED = re.compile(
-    r"(?:cuda|hip)(?:Event(?:Record(?:WithFlags)?|Query|Create(?:WithFlags)?|Destroy|ElapsedTime)|"
-    r"Stream(?:IsCapturing|Get\w+|Query|WaitEvent|Create\w*|Destroy)|DeviceGet\w+|DeviceCanAccessPeer|"
-    r"Func(?:Set|Get)\w+|Occupancy\w+|PointerGet\w+|Get\w+|SetDevice|PeekAtLastError)"
-)
-
-
-class _Numbers(dict):
-    """text -> its number, in the order of arrival."""
-
-    def __missing__(self, key):
-        value = self[key] = len(self)
-        return value
-
-
-class _Ids(_Numbers):
-    """Like _Numbers, with "25738" and 25738 the same thread (the 2021 layout writes both)."""
-
-    def __missing__(self, key):
-        if isinstance(key, str) and key.isdigit() and len(key) < 19:
-            value = self[key] = self[int(key)]
-            return value
-        return super().__missing__(key)
-
-
-class _Categories(dict):
-    """category -> its index in CATEGORIES."""
-
-    def __missing__(self, key):
-        value = self[key] = KNOWN.get(key.lower(), OTHER)
-        return value
-
-
-class _Used(dict):
-    """name of a call -> whether the summary needs it."""
-
-    def __missing__(self, key):
-        value = self[key] = UNUSED.fullmatch(key) is None
-        return value
-
-
-class _Marks(dict):
-    """name -> whether the summary needs it although it is an operator's."""
-
-    def __missing__(self, key):
-        value = self[key] = key.startswith((STEP, LOADER, DATA))
-        return value
-
-
 _TS, _DUR, _NAME, _CAT, _PID, _TID, _ARGS = map(attrgetter, ("ts", "dur", "name", "cat", "pid", "tid", "args"))
 
 
@@ -117,15 +65,15 @@ class Builder:
 
     detail: str
     parts: dict[str, list] = field(default_factory=lambda: {c: [] for c in COLUMNS})
-    names: _Numbers = field(default_factory=_Numbers)
-    ids: _Ids = field(default_factory=_Ids)
-    cats: _Categories = field(default_factory=_Categories)
-    texts: _Numbers = field(default_factory=_Numbers)
+    names: Numbers = field(default_factory=Numbers)
+    ids: Ids = field(default_factory=Ids)
+    cats: Categories = field(default_factory=Categories)
+    texts: Numbers = field(default_factory=Numbers)
     memory: dict[str, list] = field(default_factory=lambda: {c: [] for c in MEMORY})
     collectives: dict[str, list] = field(default_factory=lambda: {c: [] for c in COLLECTIVE})
     labels: list = field(default_factory=list)
-    marks: _Marks = field(default_factory=_Marks)
-    used: _Used = field(default_factory=_Used)
+    marks: Marks = field(default_factory=Marks)
+    used: Used = field(default_factory=Used)
     annotated: bool = False  # annotations have a category of their own, so that no operator of this file is a step
     waiting: list = field(default_factory=list)  # rows that are no columns yet, and their categories and times
     kinds: list = field(default_factory=list)
