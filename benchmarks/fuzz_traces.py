@@ -5,8 +5,8 @@
 
 It starts from the corpus of tests/trace_fuzz.py. Each input is read twice, in both details, from a file, and analysed;
 TraceError is the only exception allowed. A crash, 20 s of CPU time for one input, a hang (300 s by the clock, which a machine
-that stands still also uses up) or 2 GB of memory ends the run with the input in FOLDER. Beyond crashes: both details must agree on kernels and their time, and read events + lost ones are never fewer
-than the rows. Last line: inputs, coverage, verdict, as JSON. Needs no torch.
+that stands still also uses up) or 2 GB of memory ends the run with the input in FOLDER. Beyond crashes: both details must agree
+on kernels and their time, and read events + lost ones are never fewer than the rows. Last line: inputs, coverage, verdict, as JSON. Needs no torch.
 """
 
 from __future__ import annotations
