@@ -4,9 +4,9 @@
     /tmp/fuzz/bin/python -m benchmarks.fuzz_traces --minutes 10 [--keep FOLDER]
 
 It starts from the corpus of tests/trace_fuzz.py. Each input is read twice, in both details, from a file, and analysed;
-TraceError is the only exception allowed. A crash, a hang (20 s for one input) or 2 GB of memory ends the run with the input
-in FOLDER. Beyond crashes: both details must agree on kernels and their time, and read events + lost ones are never fewer
-than the rows. Last line: inputs, coverage, verdict, as JSON. Needs no torch.
+TraceError is the only exception allowed. A crash, 20 s of CPU time for one input, a hang (300 s by the clock, which a machine
+that stands still also uses up) or 2 GB of memory ends the run with the input in FOLDER. Beyond crashes: both details must agree
+on kernels and their time, and read events + lost ones are never fewer than the rows. Last line: inputs, coverage, verdict, as JSON. Needs no torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENS = ('"ts": ', '"dur": ', '"ph": "X"', '"cat": "kernel"', '"cat": "cpu_op"'
           '"Input Dims": [[', '"Input type": [', '"External id": ', '"Sequence number": ', '"name": "nn.Module: A_0"', '"cat": "python_function"',
           '"name": "[memory]"', '"ph": "i"', '"Total Allocated": ', '"Bytes": ', '"Device Type": ', '"name": "aten::mm"', '"name": "aten::convolution_backward"',
           '"name": "Torch-Compiled Region: 0/1"', '"name": "cudaGraphLaunch"', '"name": "cudaDeviceSynchronize"', '"traceEvents": [', "}, {", "NaN", "1e999", "-1", "\\u12", "ProfilerStep#")
-MEGABYTES, SECONDS = 2048, 20
+MEGABYTES, SECONDS, HANG = 2048, 20, 300
 
 
 def check(data: bytes, path: Path) -> None:
@@ -33,7 +33,7 @@ def check(data: bytes, path: Path) -> None:
     from perfscope.trace.analysis import analyze
     from perfscope.trace.reader import read
     path.write_bytes(data)
-    seen = []
+    begin, seen = time.process_time(), []
     for detail in ("full", "summary"):
         try:
             trace = read(path, detail, cache=False, limit_bytes=1 << 26)
@@ -47,6 +47,7 @@ def check(data: bytes, path: Path) -> None:
         assert trace.ranks[0].counts["rows"] <= trace.ranks[0].counts["events"]
         seen.append((sum(k.count for k in a.kernels), a.kernels_ns))
     assert None in seen or seen[0] == seen[1], seen
+    assert time.process_time() - begin < SECONDS, "too slow"
 
 
 def child(scratch: str, rest: list[str]) -> None:
@@ -75,7 +76,8 @@ def main() -> None:
         words = Path(scratch) / "tokens"
         words.write_text("".join('"' + t.replace("\\", "\\\\").replace('"', '\\"') + '"\n' for t in TOKENS))
         args.keep.mkdir(parents=True, exist_ok=True)
-        code = f"from benchmarks.fuzz_traces import child; child({scratch!r}, {[f'-dict={words}', f'-max_total_time={int(args.minutes * 60)}', f'-timeout={SECONDS}', f'-rss_limit_mb={MEGABYTES}', '-max_len=20000', '-len_control=0', '-print_final_stats=1', f'-artifact_prefix={args.keep}/', str(seeds)]!r})"
+        code = f"from benchmarks.fuzz_traces import child; child({scratch!r}, {[f'-dict={words}', f'-max_total_time={int(args.minutes * 60)}', f'-timeout={HANG}', f'-rss_limit_mb={MEGABYTES}', '-max_len=20000', '-len_control=0', '-print_final_stats=1', f'-artifact_prefix={args.keep}/', str(seeds)]!r})"
+        begin = time.monotonic()
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         lines = done.stdout.splitlines()
         status = [line for line in lines if re.search(r"cov: \d+ ft: \d+", line)]
@@ -88,7 +90,7 @@ def main() -> None:
                 check(path.read_bytes(), Path(scratch) / "again.json")
                 print(f"{path.name}: {time.process_time() - begin:.2f} s of CPU time when it is run again")
         print(json.dumps({"corpus": int(last[3]) if last else None, "inputs": int(runs[1]) if runs else None,
-                          "coverage": int(last[1]) if last else None, "features": int(last[2]) if last else None, "minutes": args.minutes,
+                          "coverage": int(last[1]) if last else None, "features": int(last[2]) if last else None, "minutes": args.minutes, "ran_minutes": round((time.monotonic() - begin) / 60, 1),
                           "broke": done.returncode != 0}))
         sys.exit(1 if done.returncode else 0)
 

@@ -1,6 +1,6 @@
 """What reading and analysing a trace costs: CPU seconds and peak memory of child processes, beside HolisticTraceAnalysis.
 
-    python -m benchmarks.traces make TRACE OUT.json.gz [--megabytes 600]    a large trace from a real one
+    python -m benchmarks.traces make TRACE OUT.json.gz [--megabytes 600] [--kept 2]    a large trace from a real one
     python -m benchmarks.traces run TRACE [--peer PYTHON]                   one table; PYTHON: a venv with traceinsight (HTA)
     python -m benchmarks.traces growth TRACE [--megabytes 150,300,600] [--folder F]     CPU and memory by size of the text
 
@@ -9,7 +9,7 @@ through CPU seconds and memory: `--megabytes 6000` does it for one file of 6 GB,
 
 The large trace repeats a real one with its times shifted and its ids made fresh; the first two copies keep their
 ProfilerSteps (HTA loops over steps in Python, so a trace with hundreds of them would not be a fair comparison).
-CPU time, not wall time: the machine may be shared. Peak memory is the kernel's own figure for the child (ru_maxrss).
+CPU time, not wall time: the machine may be shared (that still costs 10 to 50 %, most of it in lost caches). Peak memory is the kernel's own figure for the child (ru_maxrss).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ i = t.get_idle_time_breakdown(ranks=[0], visualize=False)
 """
 
 
-def make(source: Path, target: Path, megabytes: int) -> None:
-    """Writes the large trace."""
+def make(source: Path, target: Path, megabytes: int, kept: int = KEPT) -> None:
+    """Writes the large trace; `kept`: copies that keep their ProfilerSteps."""
     text = gzip.open(source).read()
     head = text.index(b"[", text.index(b'"traceEvents"')) + 1
     tail = text.rindex(b"}", 0, text.rindex(b"]", 0, text.index(b'"traceName"') if b'"traceName"' in text else len(text))) + 1
@@ -69,7 +69,7 @@ def make(source: Path, target: Path, megabytes: int) -> None:
             for i in range(1, len(new), 3):
                 by = {b'"ts": ': shift, b"ProfilerStep#": steps}.get(new[i], ids)
                 new[i + 1] = b"%d" % (int(new[i + 1]) + copy * by)
-                if copy >= KEPT and new[i] == b"ProfilerStep#":
+                if copy >= kept and new[i] == b"ProfilerStep#":
                     new[i] = b"TrainingStep#"
             out.write((b"," if copy else b"") + b"".join(new))
         out.write(text[tail:])
@@ -83,25 +83,50 @@ def child(python: str, code: str, path: Path, env: dict) -> list[str]:
     return done.stdout.strip().splitlines()[-1].split()
 
 
+def command(path: Path, env: dict) -> list[str]:
+    """The same of `perfscope trace analyze`, from the start of Python to its end."""
+    code = ("import os, subprocess, sys\n"
+            "ran = subprocess.Popen([sys.executable, '-m', 'perfscope', 'trace', 'analyze', sys.argv[1]], stdout=subprocess.DEVNULL)\n"
+            "_, status, used = os.wait4(ran.pid, 0)\n"
+            "print(used.ru_utime + used.ru_stime if status == 0 else None, used.ru_maxrss / 1024)")
+    return child(sys.executable, code, path, env)
+
+
 def run(path: Path, peer: str | None, repeat: int) -> list[dict]:
-    """One row per task; the smallest of `repeat` CPU times, the largest memory."""
+    """One row per task: the smallest of its CPU times, all of them, the largest memory. The tasks take turns, `repeat` times; the
+    peer's one run comes in the middle, so that a machine that is shared is shared by all."""
     root = str(Path(__file__).parents[1])
-    rows = []
     with tempfile.TemporaryDirectory() as home:
         env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": home}
-        tasks = [("summary", "summary", False), ("complete", "full", False), ("complete, writes the cache", "full", True),
-                 ("re-opened from the cache", "full", True)]
-        for suffix in ("columns", "analysis"):
-            for old in places(Source(str(path)), "full", suffix):
-                old.unlink(missing_ok=True)
-        for name, detail, cache in tasks:
-            got = [child(sys.executable, CHILD.format(body=OURS.format(detail=detail, cache=cache), result=RESULT), path, env)
-                   for _ in range(repeat if not cache else 1)]
-            rows.append({"task": name, "cpu_s": min(float(g[0]) for g in got), "peak_mb": max(float(g[1]) for g in got), "figures": got[0][2:]})
-        if peer:
-            got = child(peer, CHILD.format(body=PEER.format(), result="len(k[0])"), path, {**env, "PYTHONPATH": ""})
-            rows.append({"task": "HolisticTraceAnalysis: kernels, temporal, idle", "cpu_s": float(got[0]), "peak_mb": float(got[1]), "figures": got[2:]})
-    return rows
+        tasks = {"summary": ("summary", False), "complete": ("full", False), "complete, writes the cache": ("full", True),
+                 "re-opened from the cache": ("full", True)}
+        got: dict[str, list] = {name: [] for name in tasks}
+
+        def ours(name: str) -> None:
+            detail, cache = tasks[name]
+            got[name].append(child(sys.executable, CHILD.format(body=OURS.format(detail=detail, cache=cache), result=RESULT), path, env))
+
+        for turn in range(repeat):
+            ours("summary")
+            ours("complete")
+            if peer and turn == (repeat - 1) // 2:
+                code = CHILD.format(body=PEER.format(), result="len(k[0])")
+                got["HolisticTraceAnalysis: kernels, temporal, idle"] = [child(peer, code, path, {**env, "PYTHONPATH": ""})]
+        def forget() -> None:
+            for suffix in ("columns", "analysis"):
+                for old in places(Source(str(path)), "full", suffix):
+                    old.unlink(missing_ok=True)
+
+        got["command line"] = []
+        for _ in range(repeat):
+            forget()
+            got["command line"].append(command(path, env))
+        forget()
+        ours("complete, writes the cache")
+        for _ in range(repeat):
+            ours("re-opened from the cache")
+    return [{"task": name, "cpu_s": min(float(g[0]) for g in some), "all_cpu_s": [round(float(g[0]), 2) for g in some],
+             "peak_mb": max(float(g[1]) for g in some), "figures": some[0][2:]} for name, some in got.items()]
 
 
 def growth(source: Path, megabytes: list[int], folder: Path | None, detail: str) -> list[dict]:
@@ -134,6 +159,7 @@ def main() -> None:
     one.add_argument("source", type=Path)
     one.add_argument("target", type=Path)
     one.add_argument("--megabytes", type=int, default=600)
+    one.add_argument("--kept", type=int, default=KEPT, help="copies that keep their ProfilerSteps")
     two = verbs.add_parser("run")
     two.add_argument("trace", type=Path)
     two.add_argument("--peer")
@@ -145,7 +171,7 @@ def main() -> None:
     three.add_argument("--detail", choices=("full", "summary"), default="full")
     args = parser.parse_args()
     if args.verb == "make":
-        make(args.source, args.target, args.megabytes)
+        make(args.source, args.target, args.megabytes, args.kept)
         return
     for row in growth(args.trace, args.megabytes, args.folder, args.detail) if args.verb == "growth" else run(args.trace, args.peer, args.repeat):
         print(json.dumps(row))

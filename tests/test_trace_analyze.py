@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfscope.record import to_dict
-from perfscope.trace import analyze, read
+from perfscope.trace import analyze, nesting, read
 from perfscope.trace import cache as store
 from perfscope.trace.analysis import analyze_files
 from perfscope.trace.intervals import both, union
 from perfscope.trace.names import kind
-from perfscope.trace.nesting import nest
 from tests.trace_fuzz import classic, events
 
 TRACES = Path(os.environ.get("PERFSCOPE_DATA", "/nonexistent")) / "traces"
@@ -52,10 +51,14 @@ def test_overlap_of_unions(one, two):
     assert u.total + v.total - both(u, v).total == len(ticks(one) & ticks(two))
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), st.integers(0, 12)), max_size=20), st.integers(0, 2), st.integers(0, 45))
-def test_nesting(some, thread, at):
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), st.integers(0, 12)), max_size=20), st.integers(0, 2), st.integers(0, 45),
+       st.sampled_from([3, nesting.PIECE]))
+def test_nesting(some, thread, at, piece):
     t, a, d = (np.array([e[i] for e in some], np.int64) for i in range(3))
-    n = nest(np.arange(len(some)), t, a, a + d)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nesting, "PIECE", piece)
+        n = nesting.nest(np.arange(len(some)), t, a, a + d)
+    assert n.rows.tolist() == sorted(range(len(some)), key=lambda i: (some[i][0], some[i][1], -some[i][2], i))
     for i in range(len(some)):                           # the parent: the nearest earlier one of the thread that ends no sooner
         before = [j for j in range(i) if n.thread[j] == n.thread[i] and n.end[j] >= n.end[i]]
         assert n.parent[i] == (before[-1] if before else -1)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from perfscope.errors import TraceError
 from perfscope.trace import arguments, read
 from perfscope.trace import cache as store
-from perfscope.trace.columns import CATEGORIES, CPU_OP, GPU_ANNOTATION, KERNEL
+from perfscope.trace import reader
+from perfscope.trace.columns import ANNOTATION, CATEGORIES, COLUMNS, CPU_OP, GPU_ANNOTATION, KERNEL, RUNTIME
 from perfscope.trace.decode import nanoseconds
 from perfscope.trace.text import sources
 from perfscope.trace.times import EXACT_BELOW, exact_ns, quick_ns
@@ -220,6 +221,54 @@ def test_summary_has_the_same_device_events(tmp_path):
     keep = full.events.cat == KERNEL
     assert full.events.ts_ns[keep].tolist() == short.events.ts_ns[short.events.cat == KERNEL].tolist() and len(short.events) < len(full.events)
     assert not (full.events.cat == GPU_ANNOTATION).any()
+
+
+@pytest.mark.parametrize("detail", ["full", "summary"])
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("exact", [False, True])
+def test_by_category_and_by_phase_give_the_same(layout, detail, exact, tmp_path, monkeypatch):
+    """Every column, whichever decoder read it; with times that a float64 holds and with such that need the decimal text."""
+    data = LAYOUTS[layout](events(300))
+    if exact:
+        data = data.replace(b"44586765", b"9944586765")
+    path = write(tmp_path, data)
+    by_category = read(path, detail=detail, cache=False).ranks[0]
+    monkeypatch.setattr(reader, "PATIENCE", -1)
+    by_phase = read(path, detail=detail, cache=False).ranks[0]
+    for column in COLUMNS:
+        assert getattr(by_category.events, column).tolist() == getattr(by_phase.events, column).tolist(), column
+    assert (by_category.names, by_category.ids, by_category.texts) == (by_phase.names, by_phase.ids, by_phase.texts)
+    assert by_category.counts == by_phase.counts and by_category.counts["rows"] > 0
+
+
+@pytest.mark.parametrize("category", ["cpu_op", "Operator"])
+def test_summary_keeps_a_step_that_is_an_operator(category, tmp_path):
+    """Before annotations had a category of their own, steps stood among the operators."""
+    some = [{**e, "cat": category} if e.get("cat") == "user_annotation" else e for e in events(3)]
+    rank = read(write(tmp_path, classic(some)), detail="summary", cache=False).ranks[0]
+    kept = rank.events.name[rank.events.cat == ANNOTATION]
+    assert [rank.names[i] for i in kept] == ["ProfilerStep#0", "ProfilerStep#1", "ProfilerStep#2"]
+    assert not (rank.events.cat == CPU_OP).any()
+
+
+def test_calls_that_launch_nothing_are_left_out_of_the_summary_only(tmp_path):
+    some = events(2)
+    some += [{**e, "name": "cudaEventRecord"} for e in some if e.get("name") == "cudaLaunchKernel"]
+    found = {}
+    for detail in ("full", "summary"):
+        rank = read(write(tmp_path, classic(some)), detail=detail, cache=False).ranks[0]
+        found[detail] = sorted({rank.names[i] for i in rank.events.name[rank.events.cat == RUNTIME]})
+    assert found == {"full": ["cudaEventRecord", "cudaLaunchKernel", "cudaMemcpyAsync"], "summary": ["cudaLaunchKernel", "cudaMemcpyAsync"]}
+
+
+@pytest.mark.parametrize("odd", [7, 700])
+def test_unknown_categories_are_read(odd, tmp_path, monkeypatch):
+    """In every block, so that decoding by category is given up; and in some, where it is not."""
+    monkeypatch.setattr(reader, "PATIENCE", 1)
+    some = [{**e, "cat": "tomorrows_events"} if i % odd == 3 and e["ph"] == "X" else e for i, e in enumerate(events(400))]
+    data = classic(some)
+    trace = read(write(tmp_path, data), cache=False)
+    assert rows(trace.ranks[0]) == truth(data) and not trace.warnings
 
 
 @pytest.mark.parametrize("path", ["/nonexistent/x.json", "/dev/null"])

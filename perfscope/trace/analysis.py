@@ -29,7 +29,7 @@ from perfscope.trace.names import kind
 from perfscope.trace.ranks import Call, Together, calls, together
 from perfscope.trace.reader import _attempt, read_rank
 from perfscope.trace.roofline import Roofline, roofline
-from perfscope.trace.steps import Step, device, figures, named_rows, whole, windows
+from perfscope.trace.steps import Step, Windows, device, figures, named_rows, windows
 from perfscope.trace.tables import (
     Copy,
     KernelRow,
@@ -185,11 +185,14 @@ def analyze_rank(rank: Rank) -> RankAnalysis:
     for number in numbers or [-1]:
         mine = np.flatnonzero(e.device[links.gpu] == number)
         d = device(rank, number, links.gpu[mine], collective)
-        rows += figures(rank, d, steps, called[mine], loader)
-        if len(mine):
-            start, end = e.ts_ns[d.rows], e.ts_ns[d.rows] + e.dur_ns[d.rows]
-            frame = replace(whole(rank), names=["device"], start=start.min()[None], end=end.max()[None])
-            spans += figures(rank, d, frame, called[mine], loader)
+        if not len(mine):
+            rows += figures(rank, d, steps, called[mine], loader)
+            continue
+        first, last = e.ts_ns[d.rows].min(), (e.ts_ns[d.rows] + e.dur_ns[d.rows]).max()
+        both = Windows([*steps.names, "device"], np.append(steps.start, first), np.append(steps.end, last))
+        *some, span = figures(rank, d, both, called[mine], loader)
+        rows += some
+        spans.append(span)
     names = rank.meta.get("deviceProperties")
     names = (
         {str(p.get("id")): str(p.get("name", "")) for p in names if isinstance(p, dict)}

@@ -22,7 +22,7 @@ from perfscope.trace.columns import COLLECTIVE, COLUMNS, MEMORY, Events, Rank
 from perfscope.trace.text import Source
 
 MAGIC = b"perfscope-columns"
-VERSION = 5  # raise it whenever reading or analysing gives something else
+VERSION = 6  # raise it whenever reading or analysing gives something else
 ALIGN = 64  # bytes; a cache line
 FROM_BYTES = 4 << 20  # text below this is read anew faster than a cache is worth the clutter
 

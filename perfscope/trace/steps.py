@@ -82,7 +82,7 @@ def windows(rank: Rank) -> Windows:
 
 
 def whole(rank: Rank) -> Windows:
-    """From the first event to the end of the last; the profiler's own frame is left out."""
+    """From the first event to the end of the last; the profiler's own frame is left out, and in the summary what it does not read."""
     e = rank.events
     rows = np.flatnonzero(e.cat != OTHER)
     if not len(rows):

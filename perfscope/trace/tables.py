@@ -126,7 +126,10 @@ def sums(key: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
 
 
 def _groups(index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The numbers below n that occur, each element's place among them, and how often: np.unique without sorting."""
+    """The numbers below n that occur, each element's place among them, and how often: np.unique, without
+    sorting where counting takes no more memory than that would."""
+    if n > 2 * len(index) + 4096:
+        return np.unique(index, return_inverse=True, return_counts=True)
     count = np.bincount(index, minlength=n)
     used = np.flatnonzero(count)
     place = np.zeros(max(n, 1), np.int64)
@@ -249,7 +252,9 @@ def ops(rank: Rank, links: Links) -> tuple[OpRow, ...]:
     launches = sums(links.position[mine], np.ones(int(mine.sum()), np.int64), n)
     device_total = device_totals(rank, links)
     key = e.name[nest.rows].astype(np.int64) * (len(rank.texts) + 2) + e.shapes[nest.rows] + 1
-    used, first, index, count = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+    used, index, count = _groups(key, len(rank.names) * (len(rank.texts) + 2))
+    first = np.full(len(used), n, np.int64)
+    np.minimum.at(first, index, np.arange(n))
     columns = [
         sums(index, v, len(used))
         for v in (nest.end - nest.start, nest.self_time(), device_total, device_self, launches)
@@ -281,12 +286,8 @@ def launches(rank: Rank, links: Links) -> Launches:
     short = kernel & (e.dur_ns[gpu] < SHORT_NS)
     begun, asked = e.ts_ns[gpu[known]], e.ts_ns[call[known]]
     delay = np.sort(np.maximum(begun - asked, 0))
-    asked_sorted, begun_sorted = np.sort(asked), np.sort(begun)
-    queue = (
-        np.sort(np.arange(1, len(asked) + 1) - np.searchsorted(begun_sorted, asked_sorted, side="right"))
-        if len(asked)
-        else delay
-    )
+    asked_sorted, begun_sorted = np.sort(asked, kind="stable"), np.sort(begun, kind="stable")  # nearly sorted already
+    queue = np.sort(np.arange(1, len(asked) + 1) - np.searchsorted(begun_sorted, asked_sorted, side="right"))
     n = len(delay)
 
     def rank_of(values, q):  # nearest rank: a value that occurred, no interpolation

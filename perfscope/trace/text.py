@@ -29,7 +29,7 @@ try:
 except ImportError:
     _zlib, _ERRORS = zlib, (zlib.error,)
 
-CHUNK = 1 << 18  # text at a time: its thousand events stay in the second-level cache (1 MB costs 15 % more CPU)
+CHUNK = 3 << 17  # text at a time: less costs more calls per event, more falls out of the second-level cache (3 % each way)
 PACKED = 1 << 14  # compressed bytes handed over at a time: what a damaged place can take with it
 LIMIT = 64 << 30  # text of one file; ten times the largest trace reported in PyTorch's issues
 RATIO = 300  # real traces shrink 8 to 40 times, one repeated a hundred times 60; a bomb of zeros 1000 times

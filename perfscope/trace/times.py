@@ -46,12 +46,12 @@ def quick_ns(values: list) -> np.ndarray | None:
     if not values:
         return np.zeros(0, np.int64)
     try:
-        numbers = np.array(values)
-    except (ValueError, OverflowError):
-        return None
-    if numbers.dtype == np.int64:
-        return numbers * 1000 if np.abs(numbers).max() <= LARGEST_US else None
-    if numbers.dtype != np.float64 or np.abs(numbers).max() >= EXACT_BELOW:
+        numbers = np.fromiter(values, np.float64, len(values))
+        if not np.abs(numbers).max() < EXACT_BELOW:  # whole ones may still be exact, as integers
+            numbers = np.array(values)
+            exact = numbers.dtype == np.int64 and np.abs(numbers).max() <= LARGEST_US
+            return numbers * 1000 if exact else None
+    except (TypeError, ValueError, OverflowError):
         return None
     whole = np.floor(numbers)
     return whole.astype(np.int64) * 1000 + np.rint((numbers - whole) * 1000).astype(np.int64)
