@@ -136,7 +136,8 @@ def markdown(done: list[dict], command: str) -> str:
         for c, r in d["ab"].items():
             f = looks.get(c)
             look = shown({"verdict": f["look"], "change": f["change"]}) if f and f["change"] else ""
-            lines.append(f"| {d['model']} | {d['batch']} | {1e3 * d['step_s']:.1f} | {c} | {look} | {shown(r)} | {r.get('rounds', '')} | {shown(d['again'].get(c))} |")
+            lines.append(f"| {d['model']} | {d['batch']} | {1e3 * d['step_s']:.1f} | {c} | {look} | {shown(r)} | {r.get('rounds', '')} | "
+                         f"{shown(d['again'].get(c))} |")
         if not d["ab"]:
             lines.append(f"| {d['model']} | {d['batch']} | | nothing to measure | | | | |")
     lines += ["", *(f"- **SLOWER and not said**: {m}, {f['cure']}: {shown(r)}; quick look {f['look'] or 'none'}" for m, f, r in j["slower unsaid"]),

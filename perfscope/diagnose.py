@@ -138,11 +138,11 @@ def cut_short(answer: dict | None):
     return replace(from_dict(Turns, answer) if answer and "error" not in answer else Turns(), stop="interrupted")
 
 
-def record_trace(options: Options, folder: Path) -> tuple[str | None, list[Warned]]:
+def record_trace(options: Options, folder: Path, steps: int = 2, warmup: int = 1, shapes: bool = True) -> tuple[str | None, list[Warned]]:
     """(a trace of the step, recorded by `perfscope trace record` in its own process; what to say if there is none)."""
     argv = [sys.executable, "-m", "perfscope", "trace", "record", "--model", options.model, "--dtype", options.dtype, "--memory-format",
-            options.memory_format, "--compile", options.compile, "--device", options.device, "--seed", str(options.seed), "--steps", "2",
-            "--warmup", "1", "--shapes", "--quiet", "--out", str(folder), "--classes", str(options.classes)]
+            options.memory_format, "--compile", options.compile, "--device", options.device, "--seed", str(options.seed), "--steps", str(steps),
+            "--warmup", str(warmup), "--quiet", "--out", str(folder), "--classes", str(options.classes), *(["--shapes"] if shapes else [])]
     argv += ["--batch", str(options.batch_sizes[0])] if options.batch_sizes else []
     argv += ["--input", "x".join(map(str, options.input_shape))] if options.input_shape else []
     argv += ["--cuda-graph"] if options.cuda_graph else []
