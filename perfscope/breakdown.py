@@ -127,6 +127,8 @@ def breakdown(model: Any = "resnet9", batch_sizes=(), *, out=None, listener: Lis
         status = "interrupted"
     state.put(write=False, status=status)
     run = finish(state.run, options)
+    if options.second_opinion and status == "complete" and ranks.first:
+        run = _second(run, options, named_model, ranks, listener)
     if state.folder is not None:
         try:
             save(run, state.folder / "run.json")
@@ -134,6 +136,15 @@ def breakdown(model: Any = "resnet9", batch_sizes=(), *, out=None, listener: Lis
             e.run = run                         # the command still shows what cannot be stored
             raise
     return run
+
+
+def _second(run: Run, options: Options, named_model: bool, ranks: Ranks, listener: Listener) -> Run:
+    from perfscope import second_opinion
+    if ranks.size > 1 or not named_model:
+        why = "it is of one process, not of several ranks" if ranks.size > 1 else "a process of its own can only build a model that has a name"
+        return second_opinion.said(run, why, "Record a trace yourself: perfscope trace record --help")
+    listener.stage("a second opinion: recording a trace in a process of its own")
+    return second_opinion.ask(run, options)
 
 
 def claim(folder: Path | None) -> list[Path]:

@@ -134,11 +134,11 @@ def cut_short(answer: dict | None):
     return replace(from_dict(Turns, answer) if answer and "error" not in answer else Turns(), stop="interrupted")
 
 
-def record_trace(options: Options, folder: Path) -> tuple[str | None, list[Warned]]:
+def record_trace(options: Options, folder: Path, steps: int = 2, warmup: int = 1, shapes: bool = True) -> tuple[str | None, list[Warned]]:
     """(a trace of the step, recorded by `perfscope trace record` in its own process; what to say if there is none)."""
     argv = [sys.executable, "-m", "perfscope", "trace", "record", "--model", options.model, "--dtype", options.dtype, "--memory-format",
-            options.memory_format, "--compile", options.compile, "--device", options.device, "--seed", str(options.seed), "--steps", "2",
-            "--warmup", "1", "--shapes", "--quiet", "--out", str(folder), "--classes", str(options.classes)]
+            options.memory_format, "--compile", options.compile, "--device", options.device, "--seed", str(options.seed), "--steps", str(steps),
+            "--warmup", str(warmup), "--quiet", "--out", str(folder), "--classes", str(options.classes), *(["--shapes"] if shapes else [])]
     argv += ["--batch", str(options.batch_sizes[0])] if options.batch_sizes else []
     argv += ["--input", "x".join(map(str, options.input_shape))] if options.input_shape else []
     argv += ["--cuda-graph"] if options.cuda_graph else []
@@ -238,8 +238,7 @@ def looked(record: Record, findings, turns, chosen: dict) -> tuple[Record, list[
         if seen:
             best = min(seen, key=lambda c: seen[c].point)
             verdict = stats.verdict(seen[best], len(turns.rounds))
-            note = f.note if verdict.word != "SLOWER" else "the cure makes the step slower here: do not apply it"
-            f = replace(f, change=seen[best], verdict=verdict.word, note=note, extra={**f.extra, "cure": best})
+            f = replace(f, change=seen[best], verdict=verdict.word, note=caution(verdict) or f.note, extra={**f.extra, "cure": best})
         elif broken:
             f = replace(f, note=f"the cure cannot be applied here: {next(iter(broken.values()))}")
         elif f.curable and any(probing.costly(chosen[f.probe], c) for c in names):
@@ -248,6 +247,15 @@ def looked(record: Record, findings, turns, chosen: dict) -> tuple[Record, list[
     step = stats.seconds_interval([r.step_s[BEFORE] for r in turns.rounds]) if turns.rounds else None
     record = replace(record, status="interrupted") if turns.stop == "interrupted" else record
     return replace(record, rounds=turns.rounds, step=step, warnings=(*record.warnings, *turns.warnings)), out
+
+
+def caution(verdict: stats.Verdict) -> str:
+    """What has to be said of a cure that its quick look did not recommend; "" if it did, or may have."""
+    if verdict.word == "SLOWER":
+        return "the cure makes the step slower here: do not apply it"
+    if verdict.word != "FASTER" and verdict.change.point >= 0:
+        return "the quick look saw no gain: the cure may make the step slower here; `perfscope fix` measures it"
+    return ""
 
 
 def _here(model, options, asked, chosen, record, cost, stage):

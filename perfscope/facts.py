@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from statistics import fmean
 
-from perfscope.measure.stats import Interval
+from perfscope.measure.stats import MATTERS, Interval, t_interval
 from perfscope.record import BASE, BatchResult, Part, Run, label
-from perfscope.sections import DASH, change, figures, lengths, ordered, percent, plain, scaled, share, words
+from perfscope.sections import DASH, Rows, change, figures, lengths, ordered, percent, plain, scaled, share, words
 
 #: Short names for narrow tables.
 SHORT = {"activation": "act", "attention": "attn", "dropout": "drop", "embedding": "embed", "communication": "comm"}
@@ -177,6 +178,87 @@ def verdict(run: Run) -> str:
     if d.launch_bound is not None and d.launch_bound > LAUNCH_BOUND:
         end.append(f"The device waits for the host {percent(d.launch_bound)} of the time.")
     return " ".join([plain(text) + ".", *end])
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """One part in the breakdown and in a trace of the same step, as shares of it.
+
+    `cost` spans what taking the part away says: its share, and first and last in where they were measured. `trace` is its time in
+    the trace with the interval over its steps, `host` (on a CPU) what of that is time between operators, `waiting` the rest of the
+    traced step, which belongs to no part and can explain a difference of that size. `beyond`: what is left unexplained.
+    """
+
+    part: str
+    cost: Interval
+    trace: Interval
+    host: float
+    waiting: float
+
+    @property
+    def beyond(self) -> float:
+        apart = max(self.cost.low - self.trace.high, self.trace.low - self.cost.high)
+        return max(apart - self.waiting, 0.0)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing that matters (METHOD 8) is left unexplained."""
+        return self.beyond < MATTERS
+
+
+#: What a traced step has besides the parts, by the clock.
+WAITING = {"operators": "the host's own time between operators", "kernels": "the launch-bound share"}
+
+
+def opinions(run: Run) -> list[Opinion]:
+    """What a trace of the same step says of each part, beside the breakdown; [] if there is none."""
+    s = run.second_opinion
+    d = next((b.derived for b in results(run) if s and b.batch_size == s.batch_size), None)
+    if d is None or not d.step.point > 0 or not s.step_s or min(s.step_s) <= 0:
+        return []
+    nothing = (0.0,) * len(s.step_s)
+
+    def of_step(column) -> list[float]:
+        return [x / t for x, t in zip(column, s.step_s)]
+
+    waiting, out = fmean(of_step(s.waiting_s)), []
+    for name, p in d.parts.items():
+        spans = [p.share, *(x.scaled(1 / d.step.point) for x in (p.first, p.last) if x is not None)]
+        cost = Interval(p.share.point, min(x.low for x in spans), max(x.high for x in spans))
+        own, host = (of_step(column.get(name, nothing)) for column in (s.parts, s.host))
+        out.append(Opinion(name, cost, t_interval([a + b for a, b in zip(own, host)]), fmean(host), waiting))
+    return out
+
+
+def opinion_words(run: Run) -> str:
+    """The second opinion in two sentences; "" if there is none."""
+    s, found = run.second_opinion, opinions(run)
+    if not found:
+        return ""
+    d = next(b.derived for b in results(run) if b.batch_size == s.batch_size)
+    apart = [plain(label(run, o.part)) for o in found if not o.agrees]
+    return (
+        f"Second opinion, batch {s.batch_size}: a trace of {len(s.step_s)} steps, recorded in a process of its own, "
+        + (f"disagrees about {', '.join(apart)} beyond" if apart else "agrees about every part within")
+        + f" the intervals and {plain(WAITING.get(s.clock, s.clock))} ({percent(found[0].waiting)} of the traced step). "
+        f"A traced step took {figures(fmean(s.step_s) / d.step.point, 2)} times as long as a measured one: only shares compare."
+    )
+
+
+def opinion_rows(run: Run) -> Rows:
+    """The two side by side, in per cent of the step."""
+    return Rows(
+        ("part", "taken away %", "in the trace %", "unexplained %"),
+        tuple(
+            (
+                plain(label(run, o.part)),
+                words(share(o.cost)),
+                words(share(o.trace)),
+                DASH if o.agrees else figures(100 * o.beyond, 2),
+            )
+            for o in opinions(run)
+        ),
+    )
 
 
 def growing(run: Run) -> list[str]:

@@ -35,6 +35,7 @@ class Options:
     input_shape: tuple[int, ...] = ()
     classes: int = 0
     seed: int = 0
+    second_opinion: bool = False                # afterwards, a trace of the same step in a process of its own
 
     def as_dict(self) -> dict:
         return asdict(self)

@@ -46,7 +46,7 @@ def command(options: Options, world_size: int = 1, verb: str = "breakdown") -> s
         value = getattr(options, name)
         if value != getattr(default, name):
             words += [flag, show(value)]
-    return shlex.join(words + (["--cuda-graph"] if options.cuda_graph else []))
+    return shlex.join(words + [f for f, on in (("--cuda-graph", options.cuda_graph), ("--second-opinion", options.second_opinion)) if on])
 
 
 def method(options: Options) -> dict:

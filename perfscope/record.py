@@ -279,6 +279,24 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class SecondOpinion:
+    """What a trace of the same step says, recorded in a process of its own after measuring: seconds, one figure per traced step.
+
+    On a CPU `parts` is the time inside operators, and `host` the time between them inside a part's mark; on a GPU `parts` is the
+    time of the kernels, copies and memsets that the step launched. `waiting_s` is the rest of the step: on a CPU the host's
+    own time between operators, on a GPU what is left idle (step - busy, over all steps).
+    """
+
+    batch_size: int
+    clock: str                                  # "operators" (CPU) or "kernels" (GPU)
+    step_s: tuple[float, ...]
+    waiting_s: tuple[float, ...]
+    parts: dict[str, tuple[float, ...]] = field(default_factory=dict)     # "base" and every part of the breakdown
+    host: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Run:
     """One run of one command. `batches` is in the order of the batch sizes."""
 
@@ -296,6 +314,7 @@ class Run:
     batches: tuple[BatchResult, ...] = ()
     largest_batch: int | None = None            # found by search after an out-of-memory
     scaling: Scaling | None = None
+    second_opinion: SecondOpinion | None = None
     warnings: tuple[Warned, ...] = ()
     own_cost: dict[str, float] = field(default_factory=dict)  # seconds outside the blocks: trial_s, inspection_s, ceilings_s
     selfcheck: dict[str, Any] = field(default_factory=dict)   # what `perfscope selfcheck` last found on this machine

@@ -110,5 +110,6 @@ def render(run: Run) -> str:
         + f" {facts.WAITING.get(run.second_opinion.clock, 'the rest').capitalize()} is no part's: it can be saved with a part or hide one, "
         "so that it explains a difference up to its own size. “Taken away” spans first and last in where they were measured."
     )
-    drawn = figure(pairs(run), "Each part taken away, and in a trace", "Full: taken away, with its interval. Pale: in the trace; framed where the two disagree.")
+    caption = "Full: taken away, with its interval. Pale: in the trace; framed where the two disagree."
+    drawn = figure(pairs(run), "Each part taken away, and in a trace", caption)
     return f"<p>{escape(facts.opinion_words(run))}</p>{drawn}{table(head, body)}" + f'<p class="quiet">{escape(how)}</p>'

@@ -68,6 +68,14 @@ def test_the_look_takes_each_quick_cure_once_and_says_when_one_makes_it_slower()
     assert by["d"].note == "the cure cannot be applied here: RuntimeError: no" and record.step.point == pytest.approx(1.0, rel=.01)
 
 
+@pytest.mark.parametrize("slow, note", [(.8, ""), (1.01, "saw no gain"), (1.02, "do not apply"), (.95, "")])
+def test_a_look_that_saw_no_gain_says_so(slow, note):
+    noise = (0.9, 1.1) if slow in (1.01, .95) else (1.0, 1.0)
+    rounds = tuple(Round((), {"before": 1.0, "a": slow * noise[i % 2] + 1e-4}) for i in range(8))
+    _, (f,) = looked(Record("r"), [finding("a", curable=True)], Turns(rounds), {"a": module()})
+    assert note in f.note and bool(f.note) is bool(note), (f.verdict, f.change)
+
+
 def test_a_probe_that_raises_is_named_and_the_others_go_on():
     bad = module(detect=lambda e: 1 / 0)
     good = module(detect=lambda e: [Finding("", "x")])

@@ -320,14 +320,17 @@ def record_model(
     size = options.batch_sizes[0] if options.batch_sizes else BATCH[device.type]
     stage(f"building {options.model}")
     workload = resolve(options.model, options.input_shape, options.classes)
-    loss = workload.loss
 
-    def marked_loss(output, target):
-        with part("loss"):
-            return loss(output, target)
+    def within(name, function):
+        def inside(*args):
+            with part(name):
+                return function(*args)
 
+        return function and inside
+
+    after = {n: within("optimizer", getattr(workload, n)) for n in ("clip", "after_step")}  # as in a breakdown
     prepared = step.prepare(
-        step.with_options(replace(workload, loss=marked_loss), options),
+        step.with_options(replace(workload, loss=within("loss", workload.loss), **after), options),
         device=device,
         keep_original=False,
         world_size=ranks.size,
