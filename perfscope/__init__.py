@@ -4,6 +4,9 @@
     run = perfscope.breakdown(workload, batch_sizes=(128, 512))
     run.parts[512]["norm"].share                # Interval(point=0.131, low=0.128, high=0.134)
     run.save("runs/mine"); perfscope.report(run, "report.html")
+    perfscope.diagnose("resnet9", dtype="half").findings        # slow paths, the most valuable first
+    perfscope.fix("mypkg.train:workload").kept                  # the cures that were proven
+    faster = perfscope.apply(workload, ["conv_not_channels_last", "optimizer_not_fused"])
 
 Importing this imports no torch; the functions that need it do.
 """
@@ -14,9 +17,9 @@ import sys
 from types import ModuleType
 
 __version__ = "0.1.0"
-__all__ = ["breakdown", "compare", "confirm", "load", "report", "speedrun", "Workload", "Run", "PerfscopeError"]
+__all__ = ["apply", "breakdown", "compare", "confirm", "diagnose", "fix", "load", "report", "speedrun", "Workload", "Run", "PerfscopeError"]
 
-_HOMES = {"breakdown": "perfscope.breakdown", "speedrun": "perfscope.speedrun", "confirm": "perfscope.speedrun",
+_HOMES = {"apply": "perfscope.probing", "breakdown": "perfscope.breakdown", "diagnose": "perfscope.diagnose", "fix": "perfscope.fix", "speedrun": "perfscope.speedrun", "confirm": "perfscope.speedrun",
           "compare": "perfscope.compare", "load": "perfscope.record", "report": "perfscope.report", "Workload": "perfscope.workload", "Run": "perfscope.record",
           "PerfscopeError": "perfscope.errors"}
 
