@@ -19,9 +19,9 @@ from types import ModuleType
 __version__ = "0.1.0"
 __all__ = ["apply", "breakdown", "compare", "confirm", "diagnose", "fix", "load", "report", "speedrun", "Workload", "Run", "PerfscopeError"]
 
-_HOMES = {"apply": "perfscope.probing", "breakdown": "perfscope.breakdown", "diagnose": "perfscope.diagnose", "fix": "perfscope.fix", "speedrun": "perfscope.speedrun", "confirm": "perfscope.speedrun",
-          "compare": "perfscope.compare", "load": "perfscope.record", "report": "perfscope.report", "Workload": "perfscope.workload", "Run": "perfscope.record",
-          "PerfscopeError": "perfscope.errors"}
+_HOMES = {"apply": "perfscope.probing", "breakdown": "perfscope.breakdown", "compare": "perfscope.compare", "confirm": "perfscope.speedrun",
+          "diagnose": "perfscope.diagnose", "fix": "perfscope.fix", "load": "perfscope.record", "report": "perfscope.report",
+          "speedrun": "perfscope.speedrun", "Workload": "perfscope.workload", "Run": "perfscope.record", "PerfscopeError": "perfscope.errors"}
 
 
 def __getattr__(name: str):
