@@ -177,7 +177,7 @@ class Lab:
 
         {"waived": why} where nothing was kept, the numerics are unchanged, or no recipe trains such a workload.
         """
-        from perfscope import arms
+        from perfscope.speedruns import arms
         from perfscope.record import to_dict
         from perfscope.speedrun import confirm
         if not record.kept:

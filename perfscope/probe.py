@@ -177,7 +177,7 @@ class Evidence:
 
     alone(a, b) times two functions in turns, both without arguments, and gives (seconds of a, seconds of b, Interval of
     ln(b/a)); None where timing makes no sense (a trace from elsewhere). Use it for a suspect layer with and without the cure.
-    backend(name, *args) asks PyTorch which backend it would pick (perfscope.backends); None if it does not answer.
+    backend(name, *args) asks PyTorch which backend it would pick (perfscope.evidence.backends); None if it does not answer.
     """
 
     config: Config = Config()

@@ -21,16 +21,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from perfscope import arms, speedrun_plan as planning
-from perfscope.arms import Contender
+from perfscope.speedruns import arms, plan as planning
+from perfscope.speedruns.arms import Contender
 from perfscope.errors import UsageError
 from perfscope.measure.clock import clock_for
 from perfscope.measure.ranks import Ranks, join
 from perfscope.provenance import new_id
 from perfscope.record import Environment, Provenance, load, save
 from perfscope.records.speedrun import DataInfo, Record
-from perfscope.speedrun_plan import Options, derive
-from perfscope.speedrun_run import Times, count, keep, one, scaling, shortened, thinned, warmed, warnings
+from perfscope.speedruns.plan import Options, derive
+from perfscope.speedruns.run import Times, count, keep, one, scaling, shortened, thinned, warmed, warnings
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def speedrun(options: Options | str = Options(), *, out=None, listener: Listener
              contenders: Sequence[Contender] = (), times: Times | None = None, **named) -> Record:
     """Runs the plan of the options and gives the record.
 
-    options     perfscope.speedrun_plan.Options, or its recipe ("mnist"); its other fields by name (runs=40, certify=True)
+    options     perfscope.speedruns.plan.Options, or its recipe ("mnist"); its other fields by name (runs=40, certify=True)
     out         folder for run.json, written after every run; None: nothing is written
-    contenders  arms that are made already (perfscope.arms), in place of those that the options name
+    contenders  arms that are made already (perfscope.speedruns.arms), in place of those that the options name
 
     Interrupted by Ctrl-C it gives what was run so far, with status "interrupted"; KeyboardInterrupt if that is nothing.
     Raises PerfscopeError for what the user can put right.

@@ -22,7 +22,7 @@ cudnnBatchNormalizationForwardTrainingEx; pytorch/pytorch#59129.
 
 import re
 
-from perfscope import layers, norms
+from perfscope.evidence import layers, norms
 from perfscope.probe import Config, Evidence, Finding, ModuleCall, Tensor, replace
 
 USES = ("model", "trace")

@@ -22,7 +22,7 @@ Too many samples or elements: only a smaller batch helps. Native kernels are som
 SLOW_PATHS S03 and its table of backends; aten/src/ATen/native/Normalization.cpp; pytorch/pytorch#32763 (sizes).
 """
 
-from perfscope import layers, norms
+from perfscope.evidence import layers, norms
 from perfscope.probe import Config, Evidence, Finding, ModuleCall, Tensor, add, setting
 
 USES = ("model", "trace")

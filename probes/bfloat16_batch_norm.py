@@ -22,7 +22,7 @@ half: models whose gradients overflow float16. float32_norms: steps that are lim
 SLOW_PATHS S02; aten/src/ATen/native/Normalization.cpp; no public measurement of the candidates is known.
 """
 
-from perfscope import layers, norms
+from perfscope.evidence import layers, norms
 from perfscope.probe import Config, Evidence, Finding, ModuleCall, Tensor, add, replace
 
 USES = ("model", "trace")

@@ -21,7 +21,7 @@ SLOW_PATHS S07; pytorch/pytorch#34977 (grouped convolutions), #44943, #50036, #5
 layers, process time, best of five.
 """
 
-from perfscope import layers
+from perfscope.evidence import layers
 from perfscope.probe import Finding, Place, add, replace
 
 USES = ("model",)

@@ -20,7 +20,7 @@ per layer.
 SLOW_PATHS S09; PyTorch performance tuning guide, "Disable bias for convolutions directly followed by a batch norm".
 """
 
-from perfscope import layers
+from perfscope.evidence import layers
 from perfscope.probe import Finding, Place, add
 
 USES = ("model",)

@@ -22,7 +22,7 @@ of the step's arithmetic, like a vision transformer's patches, are left alone.
 SLOW_PATHS S05, S07; PyTorch tutorial "Channels Last Memory Format in PyTorch"; pytorch/pytorch#81940.
 """
 
-from perfscope import layers
+from perfscope.evidence import layers
 from perfscope.probe import Finding, Place, replace
 
 USES = ("model",)

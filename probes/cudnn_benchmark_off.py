@@ -19,7 +19,7 @@ may pick different algorithms, whose sums differ in the last bits.
 SLOW_PATHS S11; pytorch/pytorch#146096; PyTorch "Performance Tuning Guide", "Enable cuDNN auto-tuner".
 """
 
-from perfscope.precision import CONVOLUTION_OPS
+from perfscope.evidence.precision import CONVOLUTION_OPS
 from perfscope.probe import Config, Evidence, Finding, OpCall, Place, Tensor, add, setting
 
 USES = ("ops",)

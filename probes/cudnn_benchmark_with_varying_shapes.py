@@ -21,7 +21,7 @@ SLOW_PATHS S12; torch.backends.cudnn.benchmark and benchmark_limit in PyTorch's 
 
 from collections import Counter
 
-from perfscope.precision import tensors_of
+from perfscope.evidence.precision import tensors_of
 from perfscope.probe import CONVOLUTIONS, Config, Evidence, Finding, Place, add, replace, setting
 
 USES = ("config",)

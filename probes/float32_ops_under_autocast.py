@@ -18,7 +18,7 @@ Models whose losses or norms overflow in half.
 SLOW_PATHS S21, S27; PyTorch "Autocast Op Reference".
 """
 
-from perfscope.precision import CONVOLUTION_OPS, MATMUL_OPS, tensors_of
+from perfscope.evidence.precision import CONVOLUTION_OPS, MATMUL_OPS, tensors_of
 from perfscope.probe import Config, Evidence, Finding, Place
 
 USES = ("trace",)

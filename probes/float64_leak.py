@@ -21,7 +21,7 @@ SLOW_PATHS S17; PyTorch "Tensor Attributes", type promotion; CUDA C++ Programmin
 
 import copy
 
-from perfscope.precision import tensors_of
+from perfscope.evidence.precision import tensors_of
 from perfscope.probe import Finding, Place, add, replace
 
 USES = ("ops", "trace")

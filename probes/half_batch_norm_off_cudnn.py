@@ -21,7 +21,7 @@ bfloat16: cuDNN's batch norm is never used for it (see bfloat16_batch_norm). Nat
 SLOW_PATHS S01; aten/src/ATen/native/Normalization.cpp; Myrtle, "How to train your ResNet" part 3; pytorch/pytorch#58240.
 """
 
-from perfscope import layers, norms
+from perfscope.evidence import layers, norms
 from perfscope.probe import Config, Evidence, Finding, ModuleCall, Tensor, add, replace
 
 USES = ("model", "trace")

@@ -25,7 +25,7 @@ SLOW_PATHS S05; pytorch/pytorch#81940 (16.6 % and 15.7 % of the GPU time on an A
 
 import re
 
-from perfscope import layers
+from perfscope.evidence import layers
 from perfscope.probe import Config, Evidence, Finding, Place, replace
 
 USES = ("trace",)

@@ -20,7 +20,7 @@ SLOW_PATHS, "A CPU is a real machine too" of issue 4; aten/src/ATen/native/mkldn
 """
 
 from perfscope.measure import machine
-from perfscope.precision import BFLOAT16_SETS, HALF_SETS, multiplied, multiplying
+from perfscope.evidence.precision import BFLOAT16_SETS, HALF_SETS, multiplied, multiplying
 from perfscope.probe import Config, Evidence, Finding, OpCall, Place, Tensor, replace
 
 USES = ("ops",)

@@ -22,7 +22,7 @@ SLOW_PATHS S19; PyTorch "Automatic Mixed Precision package"; Micikevicius 2018, 
 """
 
 from perfscope import patch
-from perfscope.precision import (
+from perfscope.evidence.precision import (
     CONVOLUTION_OPS,
     FLOAT32_KERNEL,
     LOW_KERNEL,

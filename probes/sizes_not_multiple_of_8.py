@@ -22,7 +22,7 @@ SLOW_PATHS S10; NVIDIA, "Matrix Multiplication Background User's Guide" and "Con
 
 from functools import partial
 
-from perfscope import layers
+from perfscope.evidence import layers
 from perfscope.probe import MATMULS, Config, Evidence, Finding, OpCall, Place, Tensor, add
 
 USES = ("ops",)

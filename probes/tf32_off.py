@@ -24,7 +24,7 @@ SLOW_PATHS S18; PyTorch "CUDA semantics", "TensorFloat-32 (TF32) on Ampere (and 
 
 import re
 
-from perfscope.precision import capability, multiplied, multiplying, tf32
+from perfscope.evidence.precision import capability, multiplied, multiplying, tf32
 from perfscope.probe import CONVOLUTIONS, Config, Evidence, Finding, OpCall, Place, Tensor, add, replace
 
 USES = ("ops", "trace")

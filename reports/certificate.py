@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from perfscope import speedrun_words as said
+from perfscope.speedruns import words as said
 from perfscope.sections import Rows, blocks_html, escape, pairs
 
 TITLE = ""  # the headline of the page stands above it

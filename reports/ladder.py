@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from perfscope import speedrun_words as said
+from perfscope.speedruns import words as said
 from perfscope.sections import COLOURS, GREY, Rows, blocks_html, escape, figure
 
 TITLE = "The ladder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perfscope import speedrun_words as said
+from perfscope.speedruns import words as said
 from perfscope.sections import COLOURS, Html, Rows, blocks_html, cell, details, escape, figure, table
 
 TITLE = "The runs"

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from perfscope import contract, ddp, probing, registry
+from perfscope import contract, probing, registry
+from perfscope.evidence import ddp
 from perfscope.evidence import gather
-from perfscope.loader import facts
+from perfscope.evidence.loader import facts
 from perfscope.measure import machine
 from perfscope.probe import Config, Evidence
 from perfscope.trace.analysis import RankAnalysis

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from perfscope import backends, contract, evidence, probing, registry
+from perfscope import contract, evidence, probing, registry
+from perfscope.evidence import backends
 from perfscope.probe import Config, Evidence, ModuleCall, OpCall, Tensor, add
 from perfscope.trace.analysis import RankAnalysis, analyze_files
 from perfscope.trace.compiled import Compiled

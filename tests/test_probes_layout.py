@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from perfscope import contract, layers, norms, registry
+from perfscope import contract, registry
+from perfscope.evidence import layers, norms
 from perfscope.measure.stats import Interval
 from perfscope.probe import Config, Evidence, ModuleCall, OpCall, Tensor
 from perfscope.trace.analysis import analyze_files

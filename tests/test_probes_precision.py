@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from perfscope import contract, numerics, precision, registry
+from perfscope import contract, numerics, registry
+from perfscope.evidence import precision
 from perfscope.evidence import full_step
 from perfscope.probe import Config, Evidence, OpCall, Tensor, add, setting
 from perfscope.trace.analysis import RankAnalysis, analyze_files

@@ -346,7 +346,7 @@ def test_sections_import_only_what_they_may(path):
         "perfscope.sections",
         "perfscope.measure.stats",
         "perfscope.errors",
-        "perfscope.speedrun_words",
+        "perfscope.speedruns.words",
         "perfscope.finding",
         "perfscope.treatment",
         "perfscope.compare_text",

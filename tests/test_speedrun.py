@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from perfscope import arms, speedrun_words, tricks
-from perfscope import speedrun_plan as planning
-from perfscope.arms import Contender
+from perfscope import tricks
+from perfscope.speedruns import arms, words as speedrun_words
+from perfscope.speedruns import plan as planning
+from perfscope.speedruns.arms import Contender
 from perfscope.errors import RecordError, UsageError
 from perfscope.measure.clock import Clock
 from perfscope.measure.ranks import Ranks
 from perfscope.record import load, to_dict
 from perfscope.report import render, sections
 from perfscope.speedrun import Listener, confirm, speedrun
-from perfscope.speedrun_plan import Options
-from perfscope.speedrun_run import Log, Times, averaged, curve
+from perfscope.speedruns.plan import Options
+from perfscope.speedruns.run import Log, Times, averaged, curve
 from perfscope.workload import datasets
 from perfscope.workload.workload import Workload
 
@@ -196,7 +197,7 @@ def test_a_confirmation_says_faster_and_not_worse(world):
 def test_a_ladder_is_shortened_by_a_stated_factor(world):
     long, short = world.contender("long", seconds=40.0, epochs=8.0), world.contender("short", seconds=1.0)
     ticking = Times(Clock(world.times.clock.now_ns, world.wait, name="fake"), world.times.cpu_ns)
-    verb = sys.modules["perfscope.speedrun_run"]
+    verb = sys.modules["perfscope.speedruns.run"]
     real, verb.time = verb.time, SimpleNamespace(perf_counter=lambda: world.now, process_time_ns=None, perf_counter_ns=None)
     try:
         record = speedrun(Options(device="cpu", count=False, ladder=True, budget_s=30.0), contenders=[long, short], times=ticking)

@@ -48,7 +48,7 @@ def command(recipe: Recipe = "mnist", runs: Runs = 0, certify: Certify = False, 
     from perfscope.measure.ranks import leave, world
     from perfscope.provenance import new_id
     from perfscope.speedrun import Listener, speedrun
-    from perfscope.speedrun_plan import Options, check
+    from perfscope.speedruns.plan import Options, check
 
     wanted = check(Options(recipe=recipe, runs=runs, certify=certify, on=tuple(on), off=tuple(without), ablate=options.names(ablate), ladder=ladder,
                            before=before, after=after, margin=options.share(margin), holdout=holdout, data=data, subset=subset, device=device,

@@ -2,7 +2,7 @@
 
 Kind "speedrun" of schema perfscope/run/1. An arm is one way to train (a recipe with its settings); a run is one training
 of one arm with one seed. `plan` is written before the first run and never changed; `runs` follows it in order; nothing is
-left out. `results` and `comparisons` can be rebuilt from the runs (perfscope.speedrun_plan.derive). Seconds, fractions of 1.
+left out. `results` and `comparisons` can be rebuilt from the runs (perfscope.speedruns.plan.derive). Seconds, fractions of 1.
 """
 
 from __future__ import annotations

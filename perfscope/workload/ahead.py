@@ -40,7 +40,7 @@ class Shared:
 class Ahead:
     """An iterator that is drawn from in a thread of its own. The thread ends when this object is dropped."""
 
-    in_process, workers = False, 0      # perfscope.loader: fetching does not happen in the training thread
+    in_process, workers = False, 0      # perfscope.evidence.loader: fetching does not happen in the training thread
 
     def __init__(self, iterator: Iterator, depth: int):
         self.iterator, self.shared = iterator, Shared(Queue(depth))

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from perfscope import backends, ddp
-from perfscope.loader import facts as loader_facts
+from perfscope.evidence import backends, ddp
+from perfscope.evidence.loader import facts as loader_facts
 from perfscope.measure import machine, stats
 from perfscope.measure.clock import Clock, clock_for, step_seconds, timed_steps
 from perfscope.probe import Config, Evidence, ModuleCall, OpCall, Tensor
@@ -111,7 +111,7 @@ def observe(prepared: Prepared, variant: VariantStep, clock: Clock, steps: int =
     Counted over `steps` steps: `gc_collections`, `gc_s`, `step_s` (each step's seconds, longest last), `device_alloc`,
     `alloc_retries`, `reserved`, `allocated` (bytes; CUDA), `sync_lines`, and `compilations`: frames that torch.compile worked on
     during these steps, after the warm-up. `gather` adds what it broke into pieces when it first compiled the step. `empty_cache`:
-    how often the step emptied PyTorch's cache of device memory; and what perfscope.ddp.seen says.
+    how often the step emptied PyTorch's cache of device memory; and what perfscope.evidence.ddp.seen says.
     """
     found: dict[str, Any] = {"steps": steps, "gc_collections": 0, "gc_s": 0.0}
     began = [0.0]

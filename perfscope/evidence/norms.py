@@ -14,7 +14,7 @@ from typing import Callable
 import torch
 
 from perfscope.finding import Place
-from perfscope.layers import Kernels, kernels
+from perfscope.evidence.layers import Kernels, kernels
 from perfscope.probe import Evidence, ModuleCall, Tensor
 
 # Batch norm goes to cuDNN only if none of these is broken (SLOW_PATHS, read in torch 2.11 to 2.15). The smallest eps that cuDNN

@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from perfscope import arms, tricks
-from perfscope.arms import Contender
+from perfscope import tricks
+from perfscope.speedruns import arms
+from perfscope.speedruns.arms import Contender
 from perfscope.errors import UsageError
 from perfscope.measure import runs as over
 from perfscope.measure.stats import t_interval, verdict, wilson

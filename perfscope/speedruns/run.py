@@ -8,14 +8,14 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Sequence
 
-from perfscope import speedrun_plan as planning
-from perfscope.arms import Contender
+from perfscope.speedruns import plan as planning
+from perfscope.speedruns.arms import Contender
 from perfscope.errors import EnvironmentError_, UsageError
 from perfscope.measure.clock import Clock
 from perfscope.measure.ranks import Ranks
 from perfscope.record import Warned
 from perfscope.records.speedrun import Planned, Record, Trial
-from perfscope.speedrun_plan import Options
+from perfscope.speedruns.plan import Options
 
 CURVE_POINTS = 40           # of a run that are kept: more than a plot of a hundred runs can show
 WATCH_ROWS = 600
