@@ -3,8 +3,8 @@
 ## What it sees
 At least half of the arithmetic of matmuls and convolutions is float32, on a processor with bfloat16 instructions (AVX-512 BF16, AMX,
 Arm BF16) or an NVIDIA GPU with Tensor Cores (capability 7.0 or more); and it is a substantial part: a fifth of the step's time where
-a trace tells, otherwise at least one FLOP per byte that all operators touch; four of them are enough on a CPU. In a GPU trace alone: kernel names that say float32
-for four fifths of the time of matmuls and convolutions, and low precision for none.
+a trace tells, otherwise at least one FLOP per byte that all operators touch; four of them are enough on a CPU. In a GPU trace
+alone: kernel names that say float32 for four fifths of the time of matmuls and convolutions, and low precision for none.
 
 ## Why it is slow
 bfloat16 and half take half the bytes, and their products run on units that do two (AVX-512) to sixteen times (Tensor Cores) as many.

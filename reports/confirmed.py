@@ -25,5 +25,6 @@ def text(run) -> list[str]:
         return [f"Full runs were not trained: {plain(c['waived'])}."]
     time, accuracy, holds = interval(c["comparison"]["time"]), interval(c["comparison"]["accuracy"]), c["comparison"]["not_worse"]
     margin = {True: "not worse by more than the margin", False: "worse", None: "not settled by so many pairs"}[holds]
-    return [f"{plain(c['words'])}: a full run of {plain(c['recipe'])} takes {span(time)} of the time ({c['pairs']} pairs of equal seeds). "
-            f"Accuracy is {margin}: {100 * accuracy.point:+.3f} points [{100 * accuracy.low:+.3f}, {100 * accuracy.high:+.3f}].", f"Data: {plain(c.get('split', ''))}"]
+    points = [f"{100 * x:+.3f}" for x in (accuracy.point, accuracy.low, accuracy.high)]
+    return [f"{plain(c['words'])}: time of a full run of {plain(c['recipe'])} {span(time)}, {c['pairs']} pairs of equal seeds.",
+            f"Accuracy is {margin}: {points[0]} points [{points[1]}, {points[2]}].", f"Data: {plain(c.get('split', ''))}"]

@@ -20,8 +20,9 @@ def test_nothing_without_confirm():
 @pytest.mark.parametrize("holds, words", [(True, "not worse by more"), (False, "is worse"), (None, "not settled")])
 def test_the_verdict(holds, words):
     run = Record("a", confirmed={**MADE, "comparison": {**MADE["comparison"], "not_worse": holds}})
-    first, second = SECTION.text(run)
-    assert "FASTER" in first and "12 pairs" in first and words in first and "+0.019 points [-0.040, +0.080]" in first and "60 000" in second
+    first, second, third = SECTION.text(run)
+    assert "FASTER" in first and "12 pairs" in first and "-59" in first and words in second and "60 000" in third
+    assert "+0.019 points [-0.040, +0.080]" in second
     assert to_dict(replace(run))["confirmed"]["pairs"] == 12
 
 
