@@ -57,6 +57,7 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
                     method={**method(options), "processes": PROCESSES if by_name else 1, "least_rounds": LEAST_ROUNDS}, batch_size=found.batch_size,
                     findings=found.findings, warnings=found.warnings, own_cost=dict(found.own_cost))
     lab = Lab(model, by_name, options, asked, chosen, found.step.point if found.step else 0.1)
+    lab.device = found.environment.device or lab.device
     order = list(cures) or candidates(found.findings, chosen)
     lab.budget_s = options.budget_s / (PROCESSES * max(1, len(order) + 1))
 
@@ -123,7 +124,7 @@ class Lab:
     def __init__(self, model, by_name: bool, options: Options, asked: Asked, chosen: dict, step_s: float):
         self.model, self.by_name, self.options, self.asked, self.chosen = model, by_name, options, asked, chosen
         self.step_s, self.budget_s = step_s, 10.0
-        self.size = options.batch_sizes[0]
+        self.size, self.device = options.batch_sizes[0], "cpu"
 
     def text(self, cure: str) -> str:
         """What a cure does: the probe's heading "Cure", first paragraph."""
@@ -132,7 +133,7 @@ class Lab:
 
     def attempt(self, cure: str, kept: tuple[str, ...]) -> Trial:
         """One cure on top of those kept: measured, judged, its numerics checked."""
-        trial = Trial(cure, kept, batch_size=self.size, text=self.text(cure), code=getattr(self.chosen[_probe(cure)], "CODE", ""))
+        trial = Trial(cure, kept, batch_size=self.size, text=self.text(cure), code=probing.code_of(self.chosen[_probe(cure)], self.device))
         trial = self.measured(trial, kept, (*kept, cure))
         if trial.outcome or trial.verdict != "FASTER":
             return trial if trial.outcome else replace(trial, outcome="rejected")
@@ -222,7 +223,7 @@ class Lab:
 
 def outcome(model, by_name: bool, record: Record, options: Options, chosen: dict, found) -> dict:
     """The record's fields that follow from what was kept: the code, the patch, the floor."""
-    code = dict.fromkeys(getattr(chosen[_probe(c)], "CODE", "") for c in record.kept)
+    code = dict.fromkeys(probing.code_of(chosen[_probe(c)], found.environment.device) for c in record.kept)
     changes: dict[str, Any] = {"code": "\n".join(line for line in code if line)}
     if by_name and record.kept:
         from perfscope.patch import patch_for

@@ -14,7 +14,7 @@ A probe is a file `<name>.py` with
     plant(workload) -> Workload                 the disease, on purpose, on the clean workload given
     examples() -> (ill, healthy)                evidence made by hand for what a CPU cannot show; for DEVICES without "cpu"
     edit(source) -> list of perfscope.patch.Edit    the cure in the user's source; optional
-    CODE            the lines to add, for a user whose source is not known
+    CODE            the lines to add, for a user whose source is not known; DEVICE in it becomes "cpu" or "cuda"
 
 Workloads are frozen: a cure gives `dataclasses.replace(workload, ...)`. Global switches belong into `contexts`, never into
 the module level: `diagnose` and `fix` measure base and cure in turns in one process.

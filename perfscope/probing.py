@@ -99,6 +99,11 @@ def _needed(function) -> int:
         return -1
 
 
+def code_of(module: ModuleType, device: str) -> str:
+    """The lines that a probe says to add, with DEVICE in them replaced by "cpu" or "cuda"."""
+    return getattr(module, "CODE", "").replace("DEVICE", device)
+
+
 def summary(module: ModuleType) -> str:
     """The first line of a probe's docstring."""
     return (inspect.getdoc(module) or "").partition("\n")[0]
@@ -122,7 +127,7 @@ def detect(found: dict[str, ModuleType], evidence: Evidence) -> tuple[list[Findi
             except Exception as e:
                 failed[name] = f"{type(e).__name__}: {e}"
                 continue
-            findings += [replace(f, probe=name, curable=bool(cures(module)) and not f.extra.get("hint"), code=f.code or getattr(module, "CODE", ""))
+            findings += [replace(f, probe=name, curable=bool(cures(module)) and not f.extra.get("hint"), code=f.code or code_of(module, evidence.config.device))
                          for f in seen]
     return findings, failed, skipped
 

@@ -35,7 +35,7 @@ from perfscope.evidence.precision import (
 from perfscope.probe import Finding, Place, replace
 
 USES = ("ops", "trace")
-CODE = """with torch.autocast("cuda", torch.bfloat16):       # or "cpu"; around forward pass and loss only
+CODE = """with torch.autocast("DEVICE", torch.bfloat16):       # around forward pass and loss only
     loss = criterion(model(images), target)"""
 MOSTLY = 0.5                # of the arithmetic
 SHARE = 0.2                 # of the step: at twice the rate that saves a tenth of it. SLOW_PATHS S19 says 0.3, but activations halve as well
