@@ -159,6 +159,9 @@ class Lab:
             estimates.append(changes(turns.rounds, CURED))
         change = stats.over_processes(estimates)
         verdict = stats.verdict(change, sum(map(len, processes)))
+        least = min(map(len, processes))
+        if least < LEAST_ROUNDS:                # the machine stood still: what is too little proves nothing
+            verdict = replace(verdict, word="UNCLEAR", reason=f"a process came to {least} rounds, {LEAST_ROUNDS} are needed: give it more time (--budget)")
         memory = turns.peak_memory_bytes
         return replace(trial, change=change, verdict=verdict.word, reason=verdict.reason, processes=tuple(processes),
                        memory_before_bytes=memory.get(BEFORE), memory_bytes=memory.get(CURED))

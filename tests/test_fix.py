@@ -119,6 +119,14 @@ def test_some_candidates_of_a_probe_are_costly_others_not():
     assert fixing.candidates(found("a", "b"), chosen) == ["a:quick", "b", "a:slow"]
 
 
+def test_too_few_rounds_prove_nothing(scripted, monkeypatch):
+    scripted({"a": 0.5})
+    few = tuple(Round((), {BEFORE: 0.1 + i / 1e5, fixing.CURED: 0.05}) for i in range(fixing.LEAST_ROUNDS - 1))
+    monkeypatch.setattr(fixing.Lab, "turns", lambda self, stacks, process: Turns(few))
+    r = fixing.fix("x")
+    assert outcomes(r) == {"a": ("rejected", "UNCLEAR")} and "9 rounds, 10 are needed" in r.trials[0].reason
+
+
 def test_only_the_cures_that_were_asked_for(scripted):
     scripted({"a": 0.7, "b": 0.8})
     assert [t.cure for t in fixing.fix("x", cures=("b",)).trials] == ["b"]
