@@ -165,7 +165,7 @@ def grid(rows: Rows) -> list[str]:
     NAME columns; if that is not enough it gives a block per row."""
     cells = [[plain(c) for c in row] for row in (rows.head, *rows.rows)]
     wide = [max(width(row[i]) for row in cells) for i in range(len(rows.head))]
-    if len(wide) == 2:                      # names and values: values may be long
+    if len(wide) == 2 and wide[0] <= NAME:  # names and values: values may be long
         return [line for name, value in cells for line in wrap(value, f"  {name}{' ' * (wide[0] - width(name))}  ", " " * (wide[0] + 4))]
     wide[0] = max(min(NAME, wide[0]), min(wide[0], WIDTH - sum(wide[1:]) - 2 * len(wide)))
     if sum(wide) + 2 * len(wide) > WIDTH:
