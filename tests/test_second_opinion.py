@@ -174,9 +174,10 @@ def test_why_there_is_none(golden, monkeypatch):
 
 
 def test_no_trace_leaves_the_breakdown_alone(golden, monkeypatch):
-    import perfscope.diagnose
+    import importlib
+
     from perfscope.record import Warned
-    monkeypatch.setattr(perfscope.diagnose, "record_trace", lambda *_, **__: (None, [Warned("no-trace", "the child died")]))
+    monkeypatch.setattr(importlib.import_module("perfscope.diagnose"), "record_trace", lambda *_, **__: (None, [Warned("no-trace", "the child died")]))
     run = second_opinion.ask(replace(golden["cpu"], second_opinion=None), Options())
     assert run.second_opinion is None and run.warnings[-1].code == second_opinion.CODE and run.batches == golden["cpu"].batches
 
