@@ -28,6 +28,7 @@ USES = ("model",)
 CODE = "y = norm(x.contiguous()).contiguous(memory_format=torch.channels_last)     # or leave channels_last out altogether"
 NORMS = ("GroupNorm", "InstanceNorm2d", "InstanceNorm3d")
 SOFTMAX = ("Softmax", "LogSoftmax", "Softmax2d")
+COPIES = ("clone", "copy_", "_to_copy", "empty_like", "detach", "view", "alias")
 MARGIN = 0.1                # of the layers' time: beyond what two timings of the same thing differ by on a busy machine
 SMALLEST = 0.01             # of the step, METHOD 8
 
@@ -35,7 +36,7 @@ SMALLEST = 0.01             # of the step, METHOD 8
 def detect(evidence):
     suspects = {}
     for m in evidence.modules or ():
-        if m.leaf and len(m.inputs) == 1 and m.inputs[0].layout == "channels_last" and (why := _why(m, evidence.config)):
+        if m.leaf and len(m.inputs) == 1 and m.inputs[0].layout == "channels_last" and not _converts(m, evidence) and (why := _why(m, evidence.config)):
             suspects.setdefault((m.path, m.inputs[0].shape), (m, why))
     if not suspects:
         return
@@ -53,6 +54,13 @@ def detect(evidence):
     yield Finding("", text.replace("%", " %"),
                   places, "run these layers, or the whole model, on contiguous tensors", share=taken, basis="alone", saves=saves,
                   evidence={"layers": len(places), "timed": [m.path for m in timed], "kinds": sorted({m.kind for m, _ in suspects.values()})})
+
+
+def _converts(m, evidence):
+    """Whether a hook of the layer's own converts its input, so that what computes in it sees a contiguous one."""
+    seen = [o.inputs[0].layout for o in evidence.ops or () if o.module == m.path and o.inputs and o.inputs[0].shape == m.inputs[0].shape
+            and o.name not in COPIES]
+    return bool(seen) and "channels_last" not in seen
 
 
 def _why(m, config):
