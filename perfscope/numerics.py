@@ -75,19 +75,10 @@ def precision(workload: Workload) -> float:
     """The unit rounding of a workload's multiplications; TF32 counts where its contexts switch it on."""
     eps = EPS.get(lowest(workload), EPS["float32"])
     if eps == EPS["float32"] and workload.contexts:
-        with contextlib_all(workload):
+        with workload.within():
             if torch.get_float32_matmul_precision() != "highest" and torch.cuda.is_available():
                 return EPS["tf32"]
     return eps
-
-
-def contextlib_all(workload: Workload):
-    """All contexts of a workload as one."""
-    import contextlib
-    stack = contextlib.ExitStack()
-    for own in workload.contexts:
-        stack.enter_context(own())
-    return stack
 
 
 def same_curve(before, cured) -> bool:
@@ -136,7 +127,7 @@ def _gradients(model) -> dict[str, torch.Tensor]:
 def _one_step(workload, device, batch_size, seed, number) -> tuple[float, dict]:
     prepared, batches = _prepared(workload, device, batch_size, seed, number)
     scale = LOSS_SCALE if "half" in workload.dtype else 1.0
-    with contextlib_all(workload):
+    with workload.within():
         with step.autocast(prepared):
             loss = workload.loss(step.call_model(prepared.model, batches.inputs), batches.target)
         (loss * scale).backward()
@@ -197,7 +188,7 @@ def _curve(workload, device, batch_size, seed) -> list[float]:
     for group, mine in zip(optimizer.param_groups, prepared.optimizer.param_groups):
         group["lr"] = group["lr"] if own else group.get("initial_lr", optimizer.defaults.get("lr", 1e-3))
     losses, scaler = [], prepared.scaler
-    with contextlib_all(workload):
+    with workload.within():
         for _ in range(STEPS):
             optimizer.zero_grad(set_to_none=workload.set_to_none)
             with step.autocast(prepared):

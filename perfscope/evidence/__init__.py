@@ -55,20 +55,8 @@ def gather(prepared: Prepared, batches: Batches, layers=("config", "model", "ops
     observed |= _compiled_since(compiled_before)
     config = settings(prepared, batches, step_s, observed)
     modules, ops = record(prepared, batches) if {"model", "ops"} & set(layers) else (None, None)
-    inside = within(prepared.workload)
+    inside = prepared.workload.within()         # as a decorator: entered anew at each call
     return Evidence(config, modules, ops, None, prepared.workload, inside(lambda a, b: alone(a, b, clock)), inside(backends.ask))
-
-
-def within(workload) -> Callable[[Callable], Callable]:
-    """A decorator: the function runs within the workload's own contexts, as its steps do."""
-    def inside(function):
-        def run(*args, **kwargs):
-            with contextlib.ExitStack() as stack:
-                for own in workload.contexts:
-                    stack.enter_context(own())
-                return function(*args, **kwargs)
-        return run
-    return inside
 
 
 # ---------------------------------------------------------------- settings
@@ -89,11 +77,10 @@ def settings(prepared: Prepared, batches: Batches, step_s: float, observed: dict
 
 def switches(workload) -> dict[str, Any]:
     """Torch's global switches as they are within the workload's own contexts."""
-    def read():
+    with workload.within():
         return {**machine.switches(), "anomaly": torch.is_anomaly_enabled(), "gc": gc.isenabled(), "gc_frozen": gc.get_freeze_count(),
                 "threads": torch.get_num_threads(), "dev_mode": sys.flags.dev_mode, "profiler": torch.autograd._profiler_enabled(),
                 "sync_debug": torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else 0, "flush_denormal": None}
-    return within(workload)(read)()
 
 
 def memory(prepared: Prepared) -> dict[str, int]:

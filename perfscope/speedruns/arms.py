@@ -7,7 +7,6 @@ float32 and contiguous unless the spec says otherwise.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 from dataclasses import dataclass, replace
@@ -134,9 +133,7 @@ def from_workload(spec: Any, within: str = "", name: str = "", **fields) -> Cont
     stand_in.model = lambda s: changed(fresh(workload), workload.on_model)
 
     def train(data, s, seed, log, ranks):
-        with contextlib.ExitStack() as stack:
-            for own in workload.contexts:
-                stack.enter_context(own())
+        with workload.within():
             return _fit(stand_in.model, data, s, seed, log, ranks, optimizer_of(workload), workload.loss)
     stand_in.train = train
     asked = ",".join([workload.name or "workload", *texts, *(f"{k}={v}" for k, v in fields.items())])

@@ -326,8 +326,7 @@ def make_variant(prepared: Prepared, batches: Batches, keep, all_parts, *, copie
     @contextlib.contextmanager
     def context():
         with contextlib.ExitStack() as stack:
-            for own in p.workload.contexts:
-                stack.enter_context(own())
+            stack.enter_context(p.workload.within())
             if operator_parts or out_of_place:
                 stack.enter_context(overrides)
                 stack.enter_context(taking.without_modules(p.model, p.handwritten, operator_parts, out_of_place))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -61,3 +61,11 @@ class Workload:
     on_optimizer: tuple[Callable[[torch.optim.Optimizer], Any], ...] = ()
     contexts: tuple[Callable[[], AbstractContextManager], ...] = ()
     extra: dict = field(default_factory=dict)
+
+    @contextmanager
+    def within(self):
+        """All of the workload's own contexts, entered in order; left again also if one of them fails."""
+        with ExitStack() as stack:
+            for own in self.contexts:
+                stack.enter_context(own())
+            yield
