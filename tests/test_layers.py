@@ -17,7 +17,7 @@ STDLIB = sys.stdlib_module_names
 
 #: Module -> the only things outside the standard library that it may import, at the top of the file or inside functions.
 STANDARD_ONLY = {"errors", "record", "registry", "options", "variants", "measure.stats", "measure.scaling", "measure.digits", "measure.attribution", "facts", "sections",
-                 "comparable", "compare", "compare_text", "report", "records.speedrun", "measure.runs", "speedruns.words", "tricks", "finding", "treatment",
+                 "comparable", "compare", "compare_text", "report", "records", "records.speedrun", "records.diagnose", "records.fix", "measure.runs", "speedruns.words", "tricks", "finding", "treatment",
                  "catalogue", "docs"}
 FOR_SECTIONS = {"perfscope.record", "perfscope.sections", "perfscope.facts", "perfscope.report", "perfscope.errors",
                 "perfscope.measure.stats", "perfscope.measure.digits", "perfscope.speedruns.words", "perfscope.finding", "perfscope.treatment",

@@ -8,6 +8,7 @@ from typing import Any
 from perfscope.finding import Finding, Trial
 from perfscope.measure.stats import Interval
 from perfscope.record import SCHEMA, Environment, Provenance, Warned, WorkloadInfo
+from perfscope.records import workload_headline
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,4 @@ class Record:
 
     def headline(self) -> list[str]:
         """The pieces of the first line."""
-        w = self.workload
-        how = [w.dtype, w.memory_format, *([f"compile {w.compile}"] if w.compile != "off" else []), *(["CUDA graph"] if w.cuda_graph else [])]
-        return [w.name or self.id, ", ".join(how), f"batch {self.batch_size}", self.environment.device_name,
-                f"torch {self.environment.software.get('torch', '?')}"]
+        return workload_headline(self)
