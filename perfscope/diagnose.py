@@ -8,7 +8,6 @@ interleaved rounds of the whole step, so that findings are ranked by what their 
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -293,12 +292,6 @@ def spending(cost: dict[str, float], name: str):
         yield
     finally:
         cost[name] = cost.get(name, 0.0) + time.perf_counter() - begin
-
-
-def as_json(record: Record) -> str:
-    """The record as JSON text."""
-    from perfscope.record import to_dict
-    return json.dumps(to_dict(record), indent=1, allow_nan=False)
 
 
 if __name__ == "__main__":

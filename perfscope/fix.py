@@ -248,8 +248,3 @@ def floor_of(options: Options, batch_size: int) -> float | None:
     inspection = census.inspect_elsewhere(options, batch_size, ("optimizer",))
     ceilings = floor.ceilings(step.check_device(options.device), options.dtype)
     return floor_seconds(inspection, ceilings, batch_size) or None
-
-
-def speed_up(change) -> tuple[float, float, float]:
-    """(point, low, high) of how many times as fast: exp(-change)."""
-    return math.exp(-change.point), math.exp(-change.high), math.exp(-change.low)

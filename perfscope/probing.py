@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import importlib.util
 import inspect
@@ -104,11 +103,6 @@ def code_of(module: ModuleType, device: str) -> str:
     return getattr(module, "CODE", "").replace("DEVICE", device)
 
 
-def summary(module: ModuleType) -> str:
-    """The first line of a probe's docstring."""
-    return (inspect.getdoc(module) or "").partition("\n")[0]
-
-
 # ---------------------------------------------------------------- running them
 
 def detect(found: dict[str, ModuleType], evidence: Evidence) -> tuple[list[Finding], dict[str, str], dict[str, str]]:
@@ -182,14 +176,3 @@ def text_of(name: str, module: ModuleType) -> dict[str, str]:
         elif heading:
             out[heading] = f"{out[heading]}\n{line}".strip("\n")
     return out
-
-
-def literal(path: Path, name: str):
-    """A constant of a probe's file, without importing it; None if it is not written out there."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            try:
-                return ast.literal_eval(node.value)
-            except ValueError:
-                return None
-    return None
