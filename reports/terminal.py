@@ -33,7 +33,9 @@ def cut(text: str, limit: int) -> str:
 
 
 def wrap(text: str, first: str = "", rest: str = "") -> list[str]:
-    """Lines of at most WIDTH columns; words that are longer than a line are broken."""
+    """Lines of at most WIDTH columns; words that are longer than a line are broken, and so are lead-ins that leave no room."""
+    if max(width(first), width(rest)) >= WIDTH:
+        return wrap(f"{first} {text}")
     lines, line = [], first
     for word in plain(text).split():
         gap = "" if line in (first, rest) else " "

@@ -184,3 +184,8 @@ def test_a_wide_table_cuts_names_before_it_gives_up():
 def test_warnings_of_any_kind_are_shown(runs):
     run = replace(runs["fix"], warnings=(Warned("w", "something happened", "do this"),))
     assert "something happened" in render(run, "terminal")
+
+
+def test_a_lead_in_wider_than_the_line_does_not_hang():
+    lines = registry.load("reports", "terminal").wrap("one two", "x" * 100, " " * 90)
+    assert "".join("".join(lines).split()) == "x" * 100 + "onetwo" and all(len(line) <= 80 for line in lines)
