@@ -103,6 +103,11 @@ def code_of(module: ModuleType, device: str) -> str:
     return getattr(module, "CODE", "").replace("DEVICE", device)
 
 
+def summary(module: ModuleType) -> str:
+    """The first line of a probe's docstring."""
+    return (inspect.getdoc(module) or "").partition("\n")[0]
+
+
 # ---------------------------------------------------------------- running them
 
 def detect(found: dict[str, ModuleType], evidence: Evidence) -> tuple[list[Finding], dict[str, str], dict[str, str]]:
