@@ -1,15 +1,14 @@
 """Finds the slow paths of a training step: `diagnose(model)` gives the record. Nothing is printed here.
 
-Nothing is measured in the caller's process: evidence is gathered and probes are asked in one, a trace for them is recorded in
-a second, and the cures that they propose are looked at in a third, in which no profiler ever ran (METHOD 13): a few
-interleaved rounds of the whole step, so that findings are ranked by what their cure brought here, not by what it should.
+Nothing is measured in the caller's process: a trace is recorded in one, evidence is gathered and probes are asked in a
+second, and the cures that they propose are looked at in a third, in which no profiler ever ran (METHOD 13): a few interleaved
+rounds of the whole step, so that findings are ranked by what their cure brought here, not by what it should. The three import
+torch at the same time, and do the rest one after the other.
 """
 
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -24,10 +23,13 @@ from perfscope.options import Options, check, options_from
 from perfscope.record import Environment, Warned, WorkloadInfo, from_dict, save
 from perfscope.records.diagnose import Record
 
-LOOK_S = 6.0                # of the quick look at all cures together
+LOOK_S = 4.0                # of the quick look at all cures together
 LOOK_ROUNDS = 20
 LOOK_TARGET = 0.02          # half-width; a look need not see what a proof has to
 GPU_BATCH = 512
+CPU_STEP_S = 0.1            # of the default batch size on a CPU, at most: the quick look takes some 50 steps
+TRACED = 2                  # steps of the trace
+EVIDENCE, TRACE, LOOK = "perfscope.diagnose", "perfscope.trace.record", "perfscope.turns"
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,22 @@ def diagnose(model: Any = "resnet9", *, options: Options | None = None, asked: A
     Raises PerfscopeError for what the user can put right. A probe that fails is in `failed`; status "incomplete" then.
     Ctrl-C in the quick look gives what was found, status "interrupted"; before that there is nothing, and KeyboardInterrupt.
     """
-    from perfscope.provenance import new_id, provenance
-    from perfscope.measure.ranks import Ranks
-
     by_name = isinstance(model, str)
     name = model if by_name else getattr(model, "name", "") or type(model).__name__
     options = check(replace(options or Options(), **{"model": name, **named}))
     if len(options.batch_sizes) > 1:
         raise UsageError("a diagnosis is of one batch size", "For example: --batch 128")
-    chosen = choose(asked)
-    record = Record(run_id or new_id(name), provenance=provenance(options, by_name, Ranks(), "diagnose"), suppressed=asked.suppress)
     cost: dict[str, float] = {}
-    if by_name:
-        record, findings = _elsewhere(options, asked, chosen, record, cost, stage)
-    else:
-        record, findings = _here(model, options, asked, chosen, record, cost, stage)
+    with elsewhere.started(*processes(asked) if by_name else ()) as started:    # first of all: they import while this process does
+        from perfscope.measure.ranks import Ranks
+        from perfscope.provenance import new_id, provenance
+
+        chosen = choose(asked)
+        record = Record(run_id or new_id(name), provenance=provenance(options, by_name, Ranks(), "diagnose"), suppressed=asked.suppress)
+        if by_name:
+            record, findings = _elsewhere(dict(zip(processes(asked), started)), options, asked, chosen, record, cost, stage)
+        else:
+            record, findings = _here(model, options, asked, chosen, record, cost, stage)
     ended = "incomplete" if any(f in chosen for f in record.failed) else "complete"
     record = replace(record, findings=known(ranked(findings), asked.baseline), own_cost=cost,
                      status="interrupted" if record.status == "interrupted" else ended)
@@ -101,25 +104,37 @@ def read_baseline(path) -> tuple[str, ...]:
 
 # ---------------------------------------------------------------- by name: in processes of their own
 
-def _elsewhere(options, asked, chosen, record, cost, stage):
+def processes(asked: Asked) -> tuple[str, ...]:
+    """What runs in a process of its own, in the order in which it does."""
+    return (TRACE,) * asked.trace + (EVIDENCE,) + (LOOK,) * asked.look
+
+
+def _elsewhere(started, options, asked, chosen, record, cost, stage):
+    """(the record so far, the findings) of a name. `started`: process by what it does."""
+    from perfscope.trace.record import record_elsewhere
+    from perfscope.turns import BEFORE, take_turns_elsewhere
+
     wanted = asked.trace and any("trace" in m.USES for m in chosen.values())
     stage(f"gathering evidence{' and a trace' * wanted}, asking the probes")
     with tempfile.TemporaryDirectory() as folder, spending(cost, "evidence_s"):
-        answer = elsewhere.ask("perfscope.diagnose", {"options": options.as_dict(), "only": list(chosen), "trace": folder if wanted else None,
-                                                      "folders": [str(f) for f in asked.folders]}, "gathering evidence")
+        trace, said = None, []
+        if wanted:
+            with spending(cost, "trace_s"):
+                trace, size, said = record_elsewhere(started[TRACE], options, folder, steps=TRACED, warmup=1, shapes=True)
+            options = replace(options, batch_sizes=options.batch_sizes or ((size,) if size else ()))
+        answer = started[EVIDENCE].ask({"options": options.as_dict(), "only": list(chosen), "trace": trace, "folders": [str(f) for f in asked.folders]},
+                                         "gathering evidence")
     seen = from_dict(Seen, answer)
-    cost["trace_s"] = seen.trace_s
     record = replace(record, environment=seen.environment, workload=seen.workload, batch_size=seen.batch_size, failed=seen.failed,
-                     skipped=seen.skipped, silent=seen.silent, warnings=(*record.warnings, *seen.warnings))
+                     skipped=seen.skipped, silent=seen.silent, warnings=(*record.warnings, *said, *seen.warnings))
     stacks = to_look_at(seen.findings, chosen)
     if not (asked.look and stacks):
         return record, seen.findings
-    from perfscope.turns import BEFORE, take_turns_elsewhere
     stage(f"a quick look at {len(stacks)} cure{'s' * (len(stacks) > 1)}, in turns with the original")
     try:
         with spending(cost, "look_s"):
-            turns = take_turns_elsewhere(options, {BEFORE: (), **{c: (c,) for c in stacks}}, seen.batch_size, folders=asked.folders, budget_s=LOOK_S,
-                                         target=LOOK_TARGET, max_rounds=LOOK_ROUNDS, seed=options.seed)
+            turns = take_turns_elsewhere(started[LOOK], options, {BEFORE: (), **{c: (c,) for c in stacks}}, seen.batch_size, folders=asked.folders,
+                                         budget_s=LOOK_S, target=LOOK_TARGET, max_rounds=LOOK_ROUNDS, seed=options.seed)
     except PerfscopeError as e:
         return replace(record, warnings=(*record.warnings, Warned("no-look", f"the cures could not be looked at: {e.message}", e.hint))), seen.findings
     except KeyboardInterrupt as e:
@@ -131,21 +146,6 @@ def cut_short(answer: dict | None):
     """The turns of a look that Ctrl-C ended: what its process still answered, or none."""
     from perfscope.turns import Turns
     return replace(from_dict(Turns, answer) if answer and "error" not in answer else Turns(), stop="interrupted")
-
-
-def record_trace(options: Options, folder: Path, steps: int = 2, warmup: int = 1, shapes: bool = True) -> tuple[str | None, list[Warned]]:
-    """(a trace of the step, recorded by `perfscope trace record` in its own process; what to say if there is none)."""
-    argv = [sys.executable, "-m", "perfscope", "trace", "record", "--model", options.model, "--dtype", options.dtype, "--memory-format",
-            options.memory_format, "--compile", options.compile, "--device", options.device, "--seed", str(options.seed), "--steps", str(steps),
-            "--warmup", str(warmup), "--quiet", "--out", str(folder), "--classes", str(options.classes), *(["--shapes"] if shapes else [])]
-    argv += ["--batch", str(options.batch_sizes[0])] if options.batch_sizes else []
-    argv += ["--input", "x".join(map(str, options.input_shape))] if options.input_shape else []
-    argv += ["--cuda-graph"] if options.cuda_graph else []
-    done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=elsewhere.environment())
-    files = sorted(folder.glob("rank_*.trace.json.gz"))
-    if files:
-        return str(files[0]), []
-    return None, [Warned("no-trace", f"no trace could be recorded: {done.stderr.strip()[-300:]}", "Findings that need one are missing.")]
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,6 @@ class Seen:
     skipped: dict[str, str] = None
     silent: tuple[str, ...] = ()
     warnings: tuple[Warned, ...] = ()
-    trace_s: float = 0.0
 
 
 def answer(request: dict) -> Seen:
@@ -174,9 +173,8 @@ def answer(request: dict) -> Seen:
     return look_into(workload, options, {n: everything[n] for n in request["only"]}, request["trace"], keep_original=False)
 
 
-def look_into(workload, options: Options, chosen: dict, folder, keep_original: bool) -> Seen:
-    """Evidence of a workload, and what the probes say about it. With a `folder` a trace of the same batch size is recorded there first,
-    in a process of its own: no profiler runs in this one."""
+def look_into(workload, options: Options, chosen: dict, trace: str | None, keep_original: bool) -> Seen:
+    """Evidence of a workload, with a trace that another process recorded, and what the probes say about it. No profiler runs here."""
     from perfscope import evidence as gathering
     from perfscope.measure import machine
     from perfscope.provenance import workload_info
@@ -186,9 +184,6 @@ def look_into(workload, options: Options, chosen: dict, folder, keep_original: b
     prepared = step.prepare(workload, device=device, keep_original=keep_original, seed=options.seed)
     try:
         size = options.batch_sizes[0] if options.batch_sizes else default_batch(prepared)
-        begin = time.perf_counter()
-        trace, warnings = record_trace(replace(options, batch_sizes=(size,)), Path(folder)) if folder else (None, [])
-        trace_s = time.perf_counter() - begin
         evidence = gathering.gather(prepared, step.load_batches(prepared, size))
     except (PerfscopeError, KeyboardInterrupt):
         raise
@@ -196,6 +191,7 @@ def look_into(workload, options: Options, chosen: dict, folder, keep_original: b
         if fit.is_out_of_memory(e):
             raise EnvironmentError_(f"the step does not fit: {fit.out_of_memory_text(e)}", "Give a smaller batch: --batch 8") from None
         raise fit.own_error(e, options.batch_sizes[0] if options.batch_sizes else 0) from None
+    warnings = []
     if trace is not None:
         from perfscope.trace.analysis import analyze_files
         try:
@@ -205,17 +201,18 @@ def look_into(workload, options: Options, chosen: dict, folder, keep_original: b
     findings, failed, skipped = probing.detect(chosen, evidence)
     fired = {f.probe for f in findings}
     silent = tuple(n for n in chosen if n not in fired and n not in failed and n not in skipped)
-    return Seen(machine.fingerprint(device), workload_info(prepared, options), size, tuple(findings), failed, skipped, silent, tuple(warnings), trace_s)
+    return Seen(machine.fingerprint(device), workload_info(prepared, options), size, tuple(findings), failed, skipped, silent, tuple(warnings))
 
 
 def default_batch(prepared) -> int:
-    """The batch size of a diagnosis if none was asked for: 512 on a GPU, or what fits; on a CPU one that makes a step of about 0.1 s."""
+    """The batch size of a diagnosis if none was asked for: 512 on a GPU, or what fits; on a CPU what takes up to CPU_STEP_S."""
     from perfscope.workload import fit, step
     if prepared.device.type == "cuda":
         tried = fit.try_sizes(prepared, (64, 256, GPU_BATCH), ("optimizer",))
         return max((p.batch_size for p in tried if p.status == "ok"), default=8)
     batches = step.load_batches(prepared, 2)
-    return fit.default_sizes(prepared, step.present_parts(prepared, batches))[-1].batch_size
+    pilots = fit.default_sizes(prepared, step.present_parts(prepared, batches))
+    return max((p.batch_size for p in pilots if p.step_s <= CPU_STEP_S), default=pilots[0].batch_size)
 
 
 # ---------------------------------------------------------------- the quick look

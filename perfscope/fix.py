@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
-from perfscope import probing
+from perfscope import elsewhere, probing
 from perfscope.diagnose import Asked, choose, diagnose, spending
 from perfscope.errors import PerfscopeError, UsageError
 from perfscope.finding import Finding, Numerics, Trial
@@ -146,17 +146,18 @@ class Lab:
         """The trial with the rounds of all processes and the verdict on them."""
         from perfscope.turns import BEFORE, changes
         processes, estimates, turns = [], [], None
-        for p in range(PROCESSES if self.by_name else 1):
-            try:
-                turns = self.turns({BEFORE: before, CURED: cured}, p)
-            except PerfscopeError as e:
-                return replace(trial, outcome="not-applicable", error=e.message, reason=e.hint)
-            if CURED in turns.errors:
-                return replace(trial, outcome="not-applicable", error=turns.errors[CURED])
-            if turns.stop == "interrupted" and len(turns.rounds) < stats.EXACT_N // 5:
-                raise KeyboardInterrupt
-            processes.append(turns.rounds)
-            estimates.append(changes(turns.rounds, CURED))
+        with elsewhere.started(*["perfscope.turns"] * PROCESSES if self.by_name else ()) as started:
+            for p, process in enumerate(started or (None,)):
+                try:
+                    turns = self.turns({BEFORE: before, CURED: cured}, p, process)
+                except PerfscopeError as e:
+                    return replace(trial, outcome="not-applicable", error=e.message, reason=e.hint)
+                if CURED in turns.errors:
+                    return replace(trial, outcome="not-applicable", error=turns.errors[CURED])
+                if turns.stop == "interrupted" and len(turns.rounds) < stats.EXACT_N // 5:
+                    raise KeyboardInterrupt
+                processes.append(turns.rounds)
+                estimates.append(changes(turns.rounds, CURED))
         change = stats.over_processes(estimates)
         verdict = stats.verdict(change, sum(map(len, processes)))
         least = min(map(len, processes))
@@ -166,14 +167,14 @@ class Lab:
         return replace(trial, change=change, verdict=verdict.word, reason=verdict.reason, processes=tuple(processes),
                        memory_before_bytes=memory.get(BEFORE), memory_bytes=memory.get(CURED))
 
-    def turns(self, stacks: dict, process: int):
-        """The rounds of one process."""
+    def turns(self, stacks: dict, number: int, process):
+        """The rounds of the process of this number; here, where it is None."""
         from perfscope.turns import take_turns, take_turns_elsewhere
         a_round = len(stacks) * (self.step_s + max(self.step_s, 0.02)) + 0.05
         limits = {"budget_s": max(self.budget_s, LEAST_ROUNDS * 1.5 * a_round), "target": TARGET, "max_rounds": MOST_ROUNDS,
-                  "seed": self.options.seed + process}
-        if self.by_name:
-            return take_turns_elsewhere(self.options, stacks, self.size, folders=self.asked.folders, **limits)
+                  "seed": self.options.seed + number}
+        if process is not None:
+            return take_turns_elsewhere(process, self.options, stacks, self.size, folders=self.asked.folders, **limits)
         return take_turns(self._make, stacks, device=self.options.device, batch_size=self.size, keep_original=True, **limits)
 
     def confirm(self, record: Record) -> dict:

@@ -25,13 +25,15 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator
 
 from perfscope.finding import Finding, Place
 from perfscope.measure.stats import Interval
-from perfscope.workload import Workload
 
-__all__ = ["Config", "Evidence", "Finding", "Interval", "ModuleCall", "OpCall", "Place", "Tensor", "Workload", "HEADINGS",
+if TYPE_CHECKING:
+    from perfscope.workload import Workload
+
+__all__ = ["Config", "Evidence", "Finding", "Interval", "ModuleCall", "OpCall", "Place", "Tensor", "HEADINGS",
            "LAYERS", "MATMULS", "CONVOLUTIONS", "add", "replace", "setting"]
 
 LAYERS = ("config", "model", "ops", "trace")

@@ -8,13 +8,15 @@ import inspect
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Callable, Iterable
+from typing import TYPE_CHECKING, Callable, Iterable
 
 from perfscope import registry
 from perfscope.errors import UsageError
 from perfscope.finding import Finding
 from perfscope.probe import HEADINGS, LAYERS, Evidence
-from perfscope.workload import Workload
+
+if TYPE_CHECKING:
+    from perfscope.workload import Workload
 
 ENTRY_POINTS = "perfscope.probes"
 SEPARATOR = ":"             # between a probe and its candidate in the name of a cure

@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from perfscope import facts
+from perfscope import elsewhere, facts
 from perfscope.errors import PerfscopeError
 from perfscope.options import Options
 from perfscope.record import BASE, Run, SecondOpinion, Warned, label
@@ -50,11 +50,11 @@ def said(run: Run, why: str, hint: str) -> Run:
 
 def recorded(options: Options, parts: tuple[str, ...]) -> tuple[SecondOpinion | None, list[Warned]]:
     """(the opinion of a trace recorded now; what to say if there is none)."""
-    from perfscope.diagnose import record_trace
     from perfscope.trace.reader import read
+    from perfscope.trace.record import record_elsewhere
 
-    with tempfile.TemporaryDirectory() as folder:
-        file, warned = record_trace(options, Path(folder), STEPS, WARMUP, shapes=False)
+    with tempfile.TemporaryDirectory() as folder, elsewhere.started("perfscope.trace.record") as (process,):
+        file, _, warned = record_elsewhere(process, options, folder, steps=STEPS, warmup=WARMUP, shapes=False)
         if file is None:
             return None, [replace(w, code=CODE, hint="The breakdown is not affected.") for w in warned]
         return opinion(read(file, cache=False).ranks[0], options.batch_sizes[0], parts), []

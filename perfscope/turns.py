@@ -139,12 +139,12 @@ def maker(options: Options, folders=()) -> Callable[[tuple[str, ...]], Workload]
     return make
 
 
-def take_turns_elsewhere(options: Options, stacks: dict[str, tuple[str, ...]], batch_size: int, *, folders=(), budget_s: float, target: float,
-                         max_rounds: int, seed: int) -> Turns:
-    """`take_turns` in a new process. Raises what went wrong there with the original."""
+def take_turns_elsewhere(process: elsewhere.Process, options: Options, stacks: dict[str, tuple[str, ...]], batch_size: int, *, folders=(),
+                         budget_s: float, target: float, max_rounds: int, seed: int) -> Turns:
+    """`take_turns` in a process that was started for it (elsewhere.started("perfscope.turns")). Raises what went wrong there with the original."""
     request = {"options": options.as_dict(), "stacks": {n: list(s) for n, s in stacks.items()}, "batch_size": batch_size,
                "folders": [str(f) for f in folders], "budget_s": budget_s, "target": target, "max_rounds": max_rounds, "seed": seed}
-    return from_dict(Turns, elsewhere.ask("perfscope.turns", request, "timing the versions"))
+    return from_dict(Turns, process.ask(request, "timing the versions"))
 
 
 def answer(request: dict) -> Turns:

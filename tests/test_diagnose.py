@@ -1,5 +1,6 @@
 """The verb `diagnose`: what is run, what is kept, what a baseline and a suppressed probe do, and how findings are ranked."""
 
+import contextlib
 import importlib
 import types
 
@@ -11,7 +12,7 @@ from perfscope.errors import RecordError, UsageError
 from perfscope.finding import Finding, Place, ranked
 from perfscope.measure.stats import Interval
 from perfscope.options import Options
-from perfscope.record import Round, load, save
+from perfscope.record import Round, load, save, to_dict
 from perfscope.records.diagnose import Record
 from perfscope.turns import Turns
 
@@ -88,8 +89,9 @@ def test_a_probe_that_raises_is_named_and_the_others_go_on():
 def without_children(monkeypatch):
     """Nothing is started: what the children would answer is given."""
     def use(seen, turns=Turns()):
-        monkeypatch.setattr(diagnosing, "record_trace", lambda options, folder: (None, []))
-        monkeypatch.setattr(diagnosing.elsewhere, "ask", lambda m, r, w: __import__("perfscope.record", fromlist=["to_dict"]).to_dict(seen))
+        idle = types.SimpleNamespace(ask=lambda request, what: to_dict(seen))
+        monkeypatch.setattr(diagnosing.elsewhere, "started", lambda *modules: contextlib.nullcontext([idle] * len(modules)))
+        monkeypatch.setattr(importlib.import_module("perfscope.trace.record"), "record_elsewhere", lambda *a, **k: (None, 0, []))
         monkeypatch.setattr("perfscope.turns.take_turns_elsewhere", lambda *a, **k: turns)
     return use
 

@@ -1,5 +1,6 @@
 """The verb `fix` with scripted measurements: what is kept, rejected, not applicable; stacking, interruption; and a real, small run."""
 
+import contextlib
 import importlib
 import math
 import types
@@ -39,17 +40,18 @@ def scripted(monkeypatch):
         monkeypatch.setattr(fixing, "diagnose", lambda *a, **k: Diagnosis("d", batch_size=8, findings=findings or found(*chosen), step=Interval(.1, .09, .11)))
         asked = []
 
-        def turns(self, stacks, process):
+        def turns(self, stacks, number, process):
             cure = stacks[fixing.CURED][-1] if stacks[BEFORE] or len(stacks[fixing.CURED]) == 1 else "all"
-            asked.append((stacks[BEFORE], stacks[fixing.CURED], process))
+            asked.append((stacks[BEFORE], stacks[fixing.CURED], number))
             value = ratios[cure] if cure in ratios else math.prod(ratios[c] for c in stacks[fixing.CURED])
             if isinstance(value, str):
                 return Turns(errors={fixing.CURED: value})
             if isinstance(value, BaseException):
                 raise value
-            wave = [1 + noise * math.sin(2.3 * i + process) for i in range(12)]
+            wave = [1 + noise * math.sin(2.3 * i + number) for i in range(12)]
             return Turns(tuple(Round((), {BEFORE: 0.1, fixing.CURED: 0.1 * value * w}) for w in wave), peak_memory_bytes={BEFORE: 100, fixing.CURED: 90})
         monkeypatch.setattr(fixing.Lab, "turns", turns)
+        monkeypatch.setattr(fixing.elsewhere, "started", lambda *modules: contextlib.nullcontext([None] * len(modules)))
         monkeypatch.setattr(fixing.Lab, "numerics", lambda self, before, cured: (numerics or {}).get(cured[-1], GOOD))
         monkeypatch.setattr(fixing, "outcome", lambda *a: {})
         return asked
@@ -122,7 +124,7 @@ def test_some_candidates_of_a_probe_are_costly_others_not():
 def test_too_few_rounds_prove_nothing(scripted, monkeypatch):
     scripted({"a": 0.5})
     few = tuple(Round((), {BEFORE: 0.1 + i / 1e5, fixing.CURED: 0.05}) for i in range(fixing.LEAST_ROUNDS - 1))
-    monkeypatch.setattr(fixing.Lab, "turns", lambda self, stacks, process: Turns(few))
+    monkeypatch.setattr(fixing.Lab, "turns", lambda self, stacks, number, process: Turns(few))
     r = fixing.fix("x")
     assert outcomes(r) == {"a": ("rejected", "UNCLEAR")} and "9 rounds, 10 are needed" in r.trials[0].reason
 

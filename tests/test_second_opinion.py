@@ -1,5 +1,7 @@
 """The second opinion: how a trace's time is shared out among parts, when the two agree, and one real run."""
 
+import contextlib
+import importlib
 import json
 import os
 from dataclasses import replace
@@ -12,7 +14,7 @@ from perfscope.breakdown import breakdown
 from perfscope.measure.stats import MATTERS, Interval
 from perfscope.options import Options
 from perfscope.provenance import command
-from perfscope.record import Run, SecondOpinion, from_dict, load, to_dict
+from perfscope.record import Run, SecondOpinion, Warned, from_dict, load, to_dict
 from perfscope.report import fragments, render
 from perfscope.trace.reader import read
 
@@ -174,10 +176,8 @@ def test_why_there_is_none(golden, monkeypatch):
 
 
 def test_no_trace_leaves_the_breakdown_alone(golden, monkeypatch):
-    import importlib
-
-    from perfscope.record import Warned
-    monkeypatch.setattr(importlib.import_module("perfscope.diagnose"), "record_trace", lambda *_, **__: (None, [Warned("no-trace", "the child died")]))
+    monkeypatch.setattr(second_opinion.elsewhere, "started", lambda *modules: contextlib.nullcontext([None]))
+    monkeypatch.setattr(importlib.import_module("perfscope.trace.record"), "record_elsewhere", lambda *_, **__: (None, 0, [Warned("no-trace", "the child died")]))
     run = second_opinion.ask(replace(golden["cpu"], second_opinion=None), Options())
     assert run.second_opinion is None and run.warnings[-1].code == second_opinion.CODE and run.batches == golden["cpu"].batches
 

@@ -1,5 +1,7 @@
 """Workloads timed in turns: every version in every round, failures left out and named, in this process and in another."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -46,8 +48,9 @@ def test_nothing_to_compare_with():
 
 @pytest.mark.slow
 def test_elsewhere_the_same():
-    t = turns.take_turns_elsewhere(Options("mnist_cnn", device="cpu"), {"before": (), "cured": ("zero_grad_fills",)}, 4, budget_s=60, target=1.0,
-                                   max_rounds=6, seed=0)
+    with elsewhere.started("perfscope.turns") as (process,):
+        t = turns.take_turns_elsewhere(process, Options("mnist_cnn", device="cpu"), {"before": (), "cured": ("zero_grad_fills",)}, 4, budget_s=60,
+                                       target=1.0, max_rounds=6, seed=0)
     assert len(t.rounds) >= 6 and set(t.rounds[0].step_s) == {"before", "cured"}
 
 
@@ -62,6 +65,61 @@ def test_what_goes_wrong_elsewhere_arrives_with_its_kind():
 def test_a_child_that_dies_is_said():
     with pytest.raises(WorkloadError, match="counting stars in a process of its own failed"):
         elsewhere.ask("perfscope.no_such_module", {}, "counting stars")
+
+
+SAYS = """
+import sys, time
+from perfscope import elsewhere
+def answer(request):
+    if request.get("stay"):
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            return {"interrupted": True}
+    return {"all idle when asked": open(request["log"]).read(), "torch": "torch" in sys.modules}
+if __name__ == "__main__":
+    time.sleep(%s)
+    print("what is printed while importing is no sign")
+    open("log", "a").write("%s ")
+    elsewhere.serve(answer)
+"""
+
+
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch):
+    for name, nap in (("quick_one", 0), ("slow_one", 1)):
+        (tmp_path / f"{name}.py").write_text(SAYS % (nap, name))
+    monkeypatch.chdir(tmp_path)
+    return {"log": str(tmp_path / "log")}
+
+
+def test_nothing_is_asked_before_all_that_were_started_are_idle(in_a_folder):
+    with elsewhere.started("quick_one", "slow_one", "quick_one") as (a, b, unused):
+        first = a.ask(in_a_folder, "one")
+        assert sorted(first["all idle when asked"].split()) == ["quick_one", "quick_one", "slow_one"] and first["torch"]
+        assert b.ask(in_a_folder, "two")["torch"]
+        assert unused.child.poll() is None
+    assert unused.child.poll() is not None
+
+
+def test_a_child_that_cannot_start_does_not_hold_up_the_others(in_a_folder):
+    with elsewhere.started("perfscope.no_such_module", "quick_one") as (dead, alive):
+        assert alive.ask(in_a_folder, "one")["torch"]
+        with pytest.raises(WorkloadError, match="two in a process of its own failed") as e:
+            dead.ask({}, "two")
+        assert "No module named perfscope.no_such_module" in e.value.detail
+
+
+def test_ctrl_c_brings_what_the_child_still_answers_and_ends_the_idle_ones(in_a_folder):
+    code = ("import signal, os, threading, time\nfrom perfscope import elsewhere\n"
+            "with elsewhere.started('quick_one', 'quick_one') as (a, b):\n"
+            "    for p in (a, b): p.wait()\n"
+            "    threading.Timer(1, lambda: os.killpg(0, signal.SIGINT)).start()\n"
+            "    try:\n        a.ask({'stay': True}, 'waiting')\n"
+            "    except KeyboardInterrupt as e:\n        print(e.answer)\n"
+            "    b.child.wait(10)\n    print(b.said.read_text() or 'quiet')\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=elsewhere.environment(), start_new_session=True, timeout=60)
+    assert done.stdout.splitlines() == ["{'interrupted': True}", "quiet"], done.stderr
 
 
 def test_a_child_is_no_rank(monkeypatch):

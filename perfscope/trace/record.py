@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from perfscope.errors import EnvironmentError_, UsageError
+from perfscope.errors import EnvironmentError_, PerfscopeError, UsageError
 from perfscope.record import Warned
 from perfscope.trace import tb
 
@@ -34,10 +34,12 @@ PHASES = {"backward": "backward"}  # torch functions that are no part, but a pha
 
 @dataclass
 class Recorder:
-    """Call it at the end of every iteration. Afterwards: `files`, `found` (a Survey of this rank's trace), `problems`."""
+    """Call it at the end of every iteration. Afterwards: `files`, `found` (a Survey of this rank's trace), `problems`; of a model
+    by name also `batch_size`."""
 
     step: Callable[[], Any]
     rank: int = 0
+    batch_size: int = 0
     calls: int = 0
     files: list[Path] = field(default_factory=list)
     found: tb.Survey | None = None
@@ -301,9 +303,18 @@ def marked(model, optimizer=None):
 
 
 def record_model(
-    options, out, *, steps=STEPS, warmup=WARMUP, stage: Callable[[str], None] = lambda text: None, **wanted
+    options,
+    out,
+    *,
+    steps=STEPS,
+    warmup=WARMUP,
+    stage: Callable[[str], None] = lambda text: None,
+    default_batch: Callable[[Any], int] = lambda prepared: BATCH[prepared.device.type],
+    **wanted,
 ) -> Recorder:
     """Records the training step of a model by name; `options`: perfscope.options.Options with at most one batch size.
+
+    default_batch(prepared) gives the batch size if there is none.
 
     Under torchrun every rank writes its own file, with DDP. The step is that of a breakdown, every part in.
     """
@@ -317,7 +328,6 @@ def record_model(
     device = step.check_device(options.device)
     ranks = join(device.type)
     device = step.check_device(options.device)
-    size = options.batch_sizes[0] if options.batch_sizes else BATCH[device.type]
     stage(f"building {options.model}")
     workload = resolve(options.model, options.input_shape, options.classes)
 
@@ -336,6 +346,7 @@ def record_model(
         world_size=ranks.size,
         seed=options.seed,
     )
+    size = options.batch_sizes[0] if options.batch_sizes else default_batch(prepared)
     batches = step.load_batches(prepared, size)
     order = variants.ladder_order(step.present_parts(prepared, batches), ())
     variant = step.build(prepared, batches, order, order)
@@ -361,4 +372,35 @@ def record_model(
             for _ in range(warmup + steps):
                 run()
                 recorder()
+    recorder.batch_size = size
     return recorder
+
+
+# ---------------------------------------------------------------- elsewhere
+
+def record_elsewhere(process, options, out, *, steps: int, warmup: int, shapes: bool) -> tuple[str | None, int, list[Warned]]:
+    """(the file, its batch size, what to say if there is no file): `record_model` in a process that was started for it
+    (elsewhere.started("perfscope.trace.record")). Without a batch size it is that of a diagnosis."""
+    request = {"options": options.as_dict(), "out": str(out), "steps": steps, "warmup": warmup, "shapes": shapes}
+    try:
+        answer = process.ask(request, "recording a trace")
+    except PerfscopeError as e:
+        why = (e.detail.strip().splitlines() or [""])[-1]
+        return None, 0, [Warned("no-trace", f"no trace could be recorded: {e.message} {why}".rstrip(), "Findings that need one are missing.")]
+    return answer["file"], answer["batch_size"], []
+
+
+def answer(request: dict) -> dict:
+    """What the process of its own does."""
+    from perfscope.diagnose import default_batch
+    from perfscope.options import options_from
+
+    wanted = {n: request[n] for n in ("steps", "warmup", "shapes")}
+    recorder = record_model(options_from(request["options"]), request["out"], default_batch=default_batch, **wanted)
+    return {"file": str(recorder.files[0]), "batch_size": recorder.batch_size}
+
+
+if __name__ == "__main__":
+    from perfscope import elsewhere
+
+    elsewhere.serve(answer)
