@@ -2,7 +2,7 @@
 
 Used by tests/test_probes.py, benchmarks/detection.py and `perfscope list probes --check`. The subjects are small and healthy:
 channels_last, a fused optimizer, batches that are loaded already, sizes that are multiples of 8, mixed precision where
-the processor has it. A probe names its subject with SUBJECT ("conv" unless said otherwise).
+the processor has it, a heap that keeps what a step frees. A probe names its subject with SUBJECT ("conv" unless said otherwise).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from perfscope import probing
-from perfscope.measure import machine
+from perfscope.measure import heap, machine
 from perfscope.probe import Evidence
 from perfscope.workload import Workload, step
 from perfscope.workload.data import image_batch, token_batch
@@ -73,11 +73,12 @@ def subject(name: str, size: int = 0, seed: int = 0) -> Workload:
     """The healthy workload of this name: "conv" (`size`: its channels), "transformer" (its embedding)."""
     torch.manual_seed(seed)
     adam = partial(torch.optim.AdamW, lr=1e-3, fused=True)
+    low = dict(dtype=low_precision(), contexts=(heap.kept,))
     if name == "conv":
-        return Workload(Conv(size or WIDTH), nn.CrossEntropyLoss(), adam, image_batch((8, SIDE, SIDE), CLASSES), name="conv", dtype=low_precision(),
+        return Workload(Conv(size or WIDTH), nn.CrossEntropyLoss(), adam, image_batch((8, SIDE, SIDE), CLASSES), name="conv", **low,
                         memory_format="channels_last", input_shape=(8, SIDE, SIDE), classes=CLASSES)
     if name == "transformer":
-        return Workload(Transformer(size or 32), token_loss, adam, token_batch(CONTEXT, VOCABULARY), name="transformer", dtype=low_precision(),
+        return Workload(Transformer(size or 32), token_loss, adam, token_batch(CONTEXT, VOCABULARY), name="transformer", **low,
                         input_shape=(CONTEXT,), classes=VOCABULARY)
     raise ValueError(f"there is no subject {name!r}")
 

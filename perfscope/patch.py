@@ -98,6 +98,16 @@ def optimizer_keyword(source: Source, name: str, value: str, classes=FUSED) -> l
     return sorted(found, key=lambda e: e.start)
 
 
+def after_imports(source: Source, text: str) -> list[Edit]:
+    """`text`, lines of their own, behind the last of the imports at the top of the file; nothing if it is there already."""
+    imports = [n for n in source.tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    if not imports or text in source.text:
+        return []
+    end = source.offset(imports[-1].end_lineno, 0)
+    end = source.text.find("\n", end) + 1 or len(source.text)
+    return [Edit(end, end, ("" if source.text[end - 1:end] == "\n" else "\n") + text)]
+
+
 def after_model(source: Source, text: str) -> list[Edit]:
     """`text` behind every place where the model is made: Net() -> Net()<text>."""
     return [Edit(source.end(c), source.end(c), text) for c in source.calls(source.model)] if source.model else []

@@ -123,3 +123,12 @@ def test_the_example_is_patched_as_its_docstring_says():
     assert made.missing == ()
     assert "+    model = Net().to(memory_format=torch.channels_last)" in made.diff
     assert "fused=True" in made.diff and "torch.autocast(" in made.diff
+
+
+def test_lines_behind_the_imports_come_once():
+    s = Source(TRAIN)
+    text = patch.rewrite(s, patch.after_imports(s, "\nset_up()\n"))
+    assert text.startswith("import torch\nfrom torch import nn\n\nset_up()\n\nclass Net")
+    assert patch.after_imports(Source(text), "\nset_up()\n") == [] and patch.after_imports(Source("x = 1\n"), "y\n") == []
+    last = Source("import torch\nfrom os import (path,\n                sep)")
+    assert patch.rewrite(last, patch.after_imports(last, "set_up()\n")) == last.text + "\nset_up()\n"

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perfscope import contract, evidence, probing, registry
 from perfscope.evidence import backends
+from perfscope.measure import heap
 from perfscope.probe import Config, Evidence, ModuleCall, OpCall, Tensor, add
 from perfscope.trace.analysis import RankAnalysis, analyze_files
 from perfscope.trace.compiled import Compiled
@@ -78,7 +79,7 @@ def one_step(workload):
 
 
 @pytest.mark.parametrize("name", ["attention_on_math", "attention_returns_weights", "optimizer_single_tensor", "optimizer_not_fused", "zero_grad_fills",
-                                  "gc_pauses", "debug_left_on", "unfused_norm"])
+                                  "gc_pauses", "debug_left_on", "unfused_norm", "page_faults"])
 def test_cured_is_what_it_was(name):
     """The plant's loss and gradients are the healthy step's up to float32 rounding, and so are the cured plant's."""
     module = probe(name)
@@ -491,3 +492,71 @@ def test_tensors_made_on_the_cpu():
     assert list(module.detect(replace(module.examples()[0], ops=far))) == []
     data = tuple(replace(o, phase="data") for o in module.examples()[0].ops)
     assert list(module.detect(replace(module.examples()[0], ops=data))) == []
+
+
+@pytest.mark.parametrize("faults, system_s, step_s, cpu_s, share", [
+    (256, .006, .1, .1, .06), (255, .006, .1, .1, None), (256, .004, .1, .1, None), (256, .006, 9., .1, .06), (256, .006, .1, 9., .06),
+    (2560, 3., .1, 9., 1.0), (0, 0., 0., 0., None)])
+def test_page_faults_from_both_ends(faults, system_s, step_s, cpu_s, share):
+    seen = Evidence(Config("cpu", observed={"steps": 3, "step_s": [step_s], "page_faults": [0, faults, 9999], "system_s": system_s, "cpu_s": cpu_s}))
+    found = list(probe("page_faults").detect(seen))
+    assert [f.share for f in found] == ([] if share is None else [pytest.approx(share)])
+    assert not found or f"{faults} page faults per step" in found[0].places[0].saw
+
+
+def test_page_faults_without_what_was_observed():
+    assert list(probe("page_faults").detect(Evidence(Config("cpu")))) == []
+
+
+@pytest.mark.parametrize("libc, preload, curable", [("glibc", "", True), ("", "", False), ("glibc", "/usr/lib/libjemalloc.so.2", False)])
+def test_another_malloc_does_not_listen(monkeypatch, libc, preload, curable):
+    monkeypatch.setattr("platform.libc_ver", lambda: (libc, "2.36"))
+    monkeypatch.setenv("LD_PRELOAD", preload)
+    seen = Evidence(Config("cpu", torch="2.13", observed={"steps": 1, "step_s": [.1], "page_faults": [999], "system_s": .05, "cpu_s": .1}))
+    (found,), _, _ = probing.detect({"page_faults": probe("page_faults")}, seen)
+    assert found.curable == curable
+
+
+PAD = 256 << 10             # what malloc may keep at the end of its heap serves some blocks that would be mapped
+HEAP = """
+import ctypes, resource
+from perfscope.measure import heap
+libc = heap.libc()
+if {freed}:
+    libc.free(libc.malloc({freed}))
+print(heap.usual()[heap.MMAP_THRESHOLD], heap.usual()[heap.TRIM_THRESHOLD])
+def faults(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for size in (30 << 20, 80 << 20):
+    faults(size)
+    print(faults(size))
+    with heap.kept():
+        faults(size)
+        print(faults(size))
+    faults(size)
+    print(faults(size))
+"""
+
+
+@pytest.mark.skipif(not heap.listens(), reason="malloc is not glibc's")
+@pytest.mark.parametrize("freed", [0, 20 << 20])
+def test_what_malloc_had_come_to_is_found_kept_and_given_back(freed):
+    """glibc's own rule is the truth (mallopt(3)): the threshold is the largest mapped block that was freed, and 128 KiB before."""
+    import subprocess
+    import sys
+
+    from perfscope import elsewhere
+    done = subprocess.run([sys.executable, "-c", HEAP.format(freed=freed)], capture_output=True, text=True, env=elsewhere.environment())
+    numbers = [int(n) for n in done.stdout.split()]
+    assert len(numbers) == 8, done.stderr
+    mapped, trimmed, *seen = numbers
+    if freed:
+        assert freed <= mapped <= freed + PAD and trimmed == 2 * mapped
+    else:
+        assert 128 << 10 <= mapped < 20 << 20
+    for size, (before, cured, after) in zip((30 << 20, 80 << 20), (seen[:3], seen[3:])):
+        assert before > 0.9 * size / 4096 and cured < 0.1 * size / 4096 and after > 0.9 * size / 4096, (size, before, cured, after)

@@ -450,7 +450,7 @@ def test_depthwise():
             module.CURES["cudnn"](contract.subject("conv"))
         return
     cured = module.CURES["cudnn"](contract.subject("conv"))
-    with cured.contexts[0]():
+    with cured.contexts[-1]():
         assert torch.backends.cudnn.depthwise_kernel == "cudnn"
     assert torch.backends.cudnn.depthwise_kernel == "auto"
 
@@ -565,5 +565,5 @@ def test_cures_do_not_change_the_given_optimizer_or_loss():
     loss = copy.deepcopy(workload.loss.state_dict())
     for name in ("cast_storm", "float64_leak", "tf32_off"):
         cured = probe(name).fix(workload)
-        assert cured is not workload and cured.optimizer is workload.optimizer and workload.on_optimizer == () and workload.contexts == ()
+        assert cured is not workload and cured.optimizer is workload.optimizer and workload.on_optimizer == () and len(workload.contexts) == 1
     assert workload.loss.state_dict() == loss

@@ -13,6 +13,7 @@ import gc
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Callable
 from unittest import mock
@@ -95,10 +96,11 @@ def memory(prepared: Prepared) -> dict[str, int]:
 def observe(prepared: Prepared, variant: VariantStep, clock: Clock, steps: int = OBSERVED_STEPS) -> dict[str, Any]:
     """What a few steps did besides computing: collections of the garbage collector, allocations, recompilations, syncs.
 
-    Counted over `steps` steps: `gc_collections`, `gc_s`, `step_s` (each step's seconds, longest last), `device_alloc`,
-    `alloc_retries`, `reserved`, `allocated` (bytes; CUDA), `sync_lines`, and `compilations`: frames that torch.compile worked on
-    during these steps, after the warm-up. `gather` adds what it broke into pieces when it first compiled the step. `empty_cache`:
-    how often the step emptied PyTorch's cache of device memory; and what perfscope.evidence.ddp.seen says.
+    Counted over `steps` steps: `gc_collections`, `gc_s`, `step_s` (each step's seconds, longest last), `page_faults` (each
+    step's, likewise), `system_s`, `cpu_s` (of processor time; system: the kernel's), `device_alloc`, `alloc_retries`, `reserved`,
+    `allocated` (bytes; CUDA), `sync_lines`, and `compilations`: frames that torch.compile worked on during these steps, after the
+    warm-up. `gather` adds what it broke into pieces when it first compiled the step. `empty_cache`: how often the step emptied
+    PyTorch's cache of device memory; and what perfscope.evidence.ddp.seen says.
     """
     found: dict[str, Any] = {"steps": steps, "gc_collections": 0, "gc_s": 0.0}
     began = [0.0]
@@ -116,9 +118,15 @@ def observe(prepared: Prepared, variant: VariantStep, clock: Clock, steps: int =
         gc.callbacks.append(collecting)
         try:
             with mock.patch.object(torch.cuda, "empty_cache", wraps=torch.cuda.empty_cache) as emptied:
-                found["step_s"] = sorted(timed_steps(variant.step, 1, clock) for _ in range(steps))
+                used = [machine.usage()]
+                for _ in range(steps):
+                    found.setdefault("step_s", []).append(timed_steps(variant.step, 1, clock))
+                    used.append(machine.usage())
         finally:
             gc.callbacks.remove(collecting)
+        found["step_s"] = sorted(found["step_s"])
+        found["page_faults"] = sorted(after["page_faults"] - before["page_faults"] for before, after in pairwise(used))
+        found |= {name: used[-1][name] - used[0][name] for name in ("system_s", "cpu_s")}
         found |= {"empty_cache": emptied.call_count, **ddp.seen(prepared, variant.step)}
         found["sync_lines"] = _sync_lines(variant) if cuda else []
     if cuda:

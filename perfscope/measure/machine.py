@@ -423,6 +423,16 @@ def canaries(device="cpu", dtype=None) -> dict[str, Callable[[], None]]:
     return {"matmul": matmul, "copy": copy}
 
 
+def usage() -> dict[str, float]:
+    """What this process has used so far: `page_faults` without disk, `system_s` and `cpu_s` of processor time; zeros where nobody tells."""
+    try:
+        import resource
+    except ImportError:                         # Windows
+        return {"page_faults": 0, "system_s": 0.0, "cpu_s": 0.0}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {"page_faults": used.ru_minflt, "system_s": used.ru_stime, "cpu_s": used.ru_utime + used.ru_stime}
+
+
 def memory_now(device="cpu", root: Path = Path("/")) -> int:
     """Bytes that a new tensor could have: free on the device, or in what torch has reserved and does not use."""
     if not str(device).startswith("cuda"):
