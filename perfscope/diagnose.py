@@ -134,7 +134,8 @@ def _elsewhere(started, options, asked, chosen, record, cost, stage):
     try:
         with spending(cost, "look_s"):
             turns = take_turns_elsewhere(started[LOOK], options, {BEFORE: (), **{c: (c,) for c in stacks}}, seen.batch_size, folders=asked.folders,
-                                         budget_s=LOOK_S, target=LOOK_TARGET, max_rounds=LOOK_ROUNDS, seed=options.seed)
+                                         budget_s=LOOK_S, target=LOOK_TARGET, max_rounds=LOOK_ROUNDS, seed=options.seed,
+                                         keep_heap=not probing.about_heap(stacks, chosen))
     except PerfscopeError as e:
         return replace(record, warnings=(*record.warnings, Warned("no-look", f"the cures could not be looked at: {e.message}", e.hint))), seen.findings
     except KeyboardInterrupt as e:
@@ -275,7 +276,8 @@ def _here(model, options, asked, chosen, record, cost, stage):
     with spending(cost, "look_s"):
         try:
             turns = take_turns(lambda stack: probing.apply(workload, stack, chosen), {BEFORE: (), **{c: (c,) for c in stacks}}, device=options.device,
-                               batch_size=seen.batch_size, budget_s=LOOK_S, target=LOOK_TARGET, max_rounds=LOOK_ROUNDS, seed=options.seed, keep_original=True)
+                               batch_size=seen.batch_size, budget_s=LOOK_S, target=LOOK_TARGET, max_rounds=LOOK_ROUNDS, seed=options.seed, keep_original=True,
+                               keep_heap=not probing.about_heap(stacks, chosen))
         except KeyboardInterrupt:
             turns = cut_short(None)
     return looked(record, seen.findings, turns, chosen)

@@ -1,9 +1,10 @@
 """Applies cures one by one and keeps what an interleaved A/B proves: `fix(model)` gives the record. Nothing is printed here.
 
-For each cure that `diagnose` proposes, on top of those kept so far: at least 10 interleaved rounds in each of 3 processes,
-the process as the unit of the interval (METHOD 5 and 14), verdict by METHOD 8; a cure that is FASTER has its numerics
-checked, in yet another process, and is kept if they hold. What is rejected is a result too. At the end the whole stack is
-measured against the original again. The record is written after every trial: interrupted, it keeps what was proven.
+For each cure that `diagnose` proposes, on top of those kept so far: at least 10 interleaved rounds in each of 3 processes, and
+in 4 more if those leave it open, the process as the unit of the interval (METHOD 5 and 14), verdict by METHOD 8; a cure that
+is FASTER has its numerics checked, in yet another process, and is kept if they hold. What is rejected is a result too. At the
+end the whole stack is measured against the original again. The record is written after every trial: interrupted, it keeps
+what was proven.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from perfscope.record import Warned, save
 from perfscope.records.fix import Record
 
 PROCESSES = 3               # METHOD 14
+FURTHER = 4                 # if these leave a change that would matter UNCLEAR: processes differ, most of all by where their memory lies,
+STRICT = 0.98               # and the second look at them all wants an interval of this confidence to be without 0
 LEAST_ROUNDS = 10           # METHOD 14, per process
 MOST_ROUNDS = 40            # per process: beyond, what differs between processes is what limits
 BUDGET_S = 180.0            # of measuring over all trials, if --budget was not given
@@ -38,7 +41,7 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
     model, options, asked   as for `diagnose`
     cures    only these, in this order ("probe" or "probe:candidate"), whether they were found or not
     out      folder for run.json
-    budget_s of measuring, shared by all trials; the least rounds of each may take it beyond
+    budget_s of measuring, shared by all trials; the least rounds of each and further processes may take it beyond
     confirm  hand the base and the fixed workload to the speedrun protocol at the end
     Interrupted by Ctrl-C it gives what was tried, status "interrupted"; KeyboardInterrupt if that is nothing.
     """
@@ -54,7 +57,7 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
     found = diagnose(model, options=options, asked=asked, stage=stage)
     options = replace(options, batch_sizes=(found.batch_size,))
     record = Record(run_id or new_id(name), provenance=provenance(options, by_name, Ranks(), "fix"), environment=found.environment, workload=found.workload,
-                    method={**method(options), "processes": PROCESSES if by_name else 1, "least_rounds": LEAST_ROUNDS}, batch_size=found.batch_size,
+                    method={**method(options), "processes": PROCESSES if by_name else 1, "further": FURTHER if by_name else 0, "least_rounds": LEAST_ROUNDS}, batch_size=found.batch_size,
                     findings=found.findings, warnings=found.warnings, own_cost=dict(found.own_cost))
     lab = Lab(model, by_name, options, asked, chosen, found.step.point if found.step else 0.1)
     lab.device = found.environment.device or lab.device
@@ -96,6 +99,15 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
             raise
         put(status="interrupted")
     return record
+
+
+def judged(estimates: list, rounds: int) -> tuple[stats.Interval, stats.Verdict]:
+    """(the 95 % interval over processes, the verdict on it). With FURTHER processes, at the second look, STRICT has to agree."""
+    change, chance = stats.over_processes(estimates), None
+    if len(estimates) > PROCESSES:
+        strict = stats.over_processes(estimates, STRICT)
+        chance = 0.0 if strict.low > 0 or strict.high < 0 else 1.0
+    return change, stats.verdict(change, rounds, adjusted_p=chance)
 
 
 def candidates(findings: tuple[Finding, ...], chosen: dict) -> list[str]:
@@ -146,20 +158,22 @@ class Lab:
         """The trial with the rounds of all processes and the verdict on them."""
         from perfscope.turns import BEFORE, changes
         processes, estimates, turns = [], [], None
-        with elsewhere.started(*["perfscope.turns"] * PROCESSES if self.by_name else ()) as started:
-            for p, process in enumerate(started or (None,)):
-                try:
-                    turns = self.turns({BEFORE: before, CURED: cured}, p, process)
-                except PerfscopeError as e:
-                    return replace(trial, outcome="not-applicable", error=e.message, reason=e.hint)
-                if CURED in turns.errors:
-                    return replace(trial, outcome="not-applicable", error=turns.errors[CURED])
-                if turns.stop == "interrupted" and len(turns.rounds) < stats.EXACT_N // 5:
-                    raise KeyboardInterrupt
-                processes.append(turns.rounds)
-                estimates.append(changes(turns.rounds, CURED))
-        change = stats.over_processes(estimates)
-        verdict = stats.verdict(change, sum(map(len, processes)))
+        for more in (PROCESSES, FURTHER) if self.by_name else (1,):
+            with elsewhere.started(*["perfscope.turns"] * more if self.by_name else ()) as started:
+                for process in started or (None,):
+                    try:
+                        turns = self.turns({BEFORE: before, CURED: cured}, len(processes), process)
+                    except PerfscopeError as e:
+                        return replace(trial, outcome="not-applicable", error=e.message, reason=e.hint)
+                    if CURED in turns.errors:
+                        return replace(trial, outcome="not-applicable", error=turns.errors[CURED])
+                    if turns.stop == "interrupted" and len(turns.rounds) < stats.EXACT_N // 5:
+                        raise KeyboardInterrupt
+                    processes.append(turns.rounds)
+                    estimates.append(changes(turns.rounds, CURED))
+            change, verdict = judged(estimates, sum(map(len, processes)))
+            if verdict.word != "UNCLEAR" or abs(change.point) < stats.MATTERS:
+                break
         least = min(map(len, processes))
         if least < LEAST_ROUNDS:                # the machine stood still: what is too little proves nothing
             verdict = replace(verdict, word="UNCLEAR", reason=f"a process came to {least} rounds, {LEAST_ROUNDS} are needed: give it more time (--budget)")
@@ -172,7 +186,7 @@ class Lab:
         from perfscope.turns import take_turns, take_turns_elsewhere
         a_round = len(stacks) * (self.step_s + max(self.step_s, 0.02)) + 0.05
         limits = {"budget_s": max(self.budget_s, LEAST_ROUNDS * 1.5 * a_round), "target": TARGET, "max_rounds": MOST_ROUNDS,
-                  "seed": self.options.seed + number}
+                  "seed": self.options.seed + number, "keep_heap": not probing.about_heap((c for s in stacks.values() for c in s), self.chosen)}
         if process is not None:
             return take_turns_elsewhere(process, self.options, stacks, self.size, folders=self.asked.folders, **limits)
         return take_turns(self._make, stacks, device=self.options.device, batch_size=self.size, keep_original=True, **limits)

@@ -148,6 +148,11 @@ def costly(module: ModuleType, cure: str) -> bool:
     return those if isinstance(those, bool) else cure.rpartition(SEPARATOR)[2] in those
 
 
+def about_heap(cures_: Iterable[str], found: dict[str, ModuleType]) -> bool:
+    """Whether one of these cures is about what malloc does (HEAP): then no other hand may be laid on it."""
+    return any(getattr(found[c.partition(SEPARATOR)[0]], "HEAP", False) for c in cures_)
+
+
 def cure_names(name: str, module: ModuleType) -> list[str]:
     """"probe", or "probe:candidate" for each of several."""
     return [f"{name}{SEPARATOR}{c}" if c else name for c in cures(module)]

@@ -6,12 +6,13 @@ Each version is a stack of cures on the same workload; the empty stack is the or
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from perfscope import elsewhere, probing
 from perfscope.errors import PerfscopeError
-from perfscope.measure import machine, stats
+from perfscope.measure import heap, machine, stats
 from perfscope.measure.clock import clock_for, steps_per_sample
 from perfscope.measure.rounds import LEAD_IN_STEPS, LEAD_IN_STEPS_CPU, Progress, Timed, measure_rounds
 from perfscope.measure.warmup import BUILD_STEPS, cuda_allocations, warm_up
@@ -39,12 +40,20 @@ class Turns:
 
 
 def take_turns(make: Callable[[tuple[str, ...]], Workload], stacks: dict[str, tuple[str, ...]], *, device, batch_size: int, budget_s: float,
-               target: float, max_rounds: int, seed: int = 0, keep_original=False, progress: Callable[[Progress], None] | None = None) -> Turns:
+               target: float, max_rounds: int, seed: int = 0, keep_original=False, keep_heap=False,
+               progress: Callable[[Progress], None] | None = None) -> Turns:
     """Times the versions in turns. `make(stack)` gives the workload with these cures; `stacks`: version -> its cures.
 
+    keep_heap  on a CPU, malloc keeps what any version frees. Otherwise luck decides: whether the memory of a step is given back, and
+               its pages are faulted in again, depends on what lies at the end of the heap, in this process, for this version.
     A version that fails is left out, with its error. WorkloadError if the original fails or nothing is left to compare.
     """
     device = step.check_device(device)
+    with heap.kept() if keep_heap and device.type == "cpu" else contextlib.nullcontext():
+        return _turns(make, stacks, device, batch_size, budget_s, target, max_rounds, seed, keep_original, progress)
+
+
+def _turns(make, stacks, device, batch_size, budget_s, target, max_rounds, seed, keep_original, progress) -> Turns:
     clock = clock_for(device)
     timed, errors, peaks, losses, k = [], {}, {}, {}, 1
     for name, stack in stacks.items():
@@ -140,10 +149,10 @@ def maker(options: Options, folders=()) -> Callable[[tuple[str, ...]], Workload]
 
 
 def take_turns_elsewhere(process: elsewhere.Process, options: Options, stacks: dict[str, tuple[str, ...]], batch_size: int, *, folders=(),
-                         budget_s: float, target: float, max_rounds: int, seed: int) -> Turns:
+                         budget_s: float, target: float, max_rounds: int, seed: int, keep_heap: bool = False) -> Turns:
     """`take_turns` in a process that was started for it (elsewhere.started("perfscope.turns")). Raises what went wrong there with the original."""
     request = {"options": options.as_dict(), "stacks": {n: list(s) for n, s in stacks.items()}, "batch_size": batch_size,
-               "folders": [str(f) for f in folders], "budget_s": budget_s, "target": target, "max_rounds": max_rounds, "seed": seed}
+               "folders": [str(f) for f in folders], "budget_s": budget_s, "target": target, "max_rounds": max_rounds, "seed": seed, "keep_heap": keep_heap}
     return from_dict(Turns, process.ask(request, "timing the versions"))
 
 
@@ -152,7 +161,7 @@ def answer(request: dict) -> Turns:
     options = options_from(request["options"])
     return take_turns(maker(options, request["folders"]), {n: tuple(s) for n, s in request["stacks"].items()}, device=options.device,
                       batch_size=request["batch_size"], budget_s=request["budget_s"], target=request["target"],
-                      max_rounds=request["max_rounds"], seed=request["seed"])
+                      max_rounds=request["max_rounds"], seed=request["seed"], keep_heap=request["keep_heap"])
 
 
 def changes(rounds, version: str):

@@ -36,6 +36,7 @@ from perfscope.probe import Finding, Place, add
 
 USES = ("config",)
 DEVICES = ("cpu",)
+HEAP = True
 CODE = """import ctypes                                          # before the first step; glibc only
 ctypes.CDLL(None).mallopt(-1, 2**31 - 1)               # M_TRIM_THRESHOLD: give no freed memory back
 ctypes.CDLL(None).mallopt(-4, 0)                       # M_MMAP_MAX: map no large block anew"""

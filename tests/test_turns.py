@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from perfscope import contract, elsewhere, turns
+from perfscope import contract, elsewhere, probing, turns
 from perfscope.errors import EnvironmentError_, WorkloadError
 from perfscope.options import Options
 from perfscope.probe import add
@@ -46,6 +46,27 @@ def test_nothing_to_compare_with():
     assert t.rounds == () and t.stop == "nothing to compare" and "broken" in t.errors
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_heap_is_kept_for_all_versions_or_left_alone(monkeypatch, keep):
+    from contextlib import contextmanager
+    seen = []
+
+    @contextmanager
+    def kept():
+        seen.append("kept")
+        yield
+        seen.append("left")
+    monkeypatch.setattr(turns.heap, "kept", kept)
+    turns.take_turns(lambda stack: seen.append("made") or replace(make(stack), contexts=()), {turns.BEFORE: (), "same": ()}, keep_heap=keep, **LIMITS)
+    assert seen == (["kept", "made", "made", "left"] if keep else ["made", "made"])
+
+
+def test_only_the_cures_of_the_heap_itself_forbid_to_keep_it():
+    found = probing.probes()
+    assert probing.about_heap(["no_mixed_precision", "page_faults"], found)
+    assert not probing.about_heap(["no_mixed_precision", "loading_in_step:thread"], found) and not probing.about_heap((), found)
+
+
 @pytest.mark.slow
 def test_elsewhere_the_same():
     with elsewhere.started("perfscope.turns") as (process,):
@@ -57,7 +78,7 @@ def test_elsewhere_the_same():
 def test_what_goes_wrong_elsewhere_arrives_with_its_kind():
     with pytest.raises(WorkloadError, match="no module"):
         elsewhere.ask("perfscope.turns", {"options": Options("nothing.here:x").as_dict(), "stacks": {"before": []}, "batch_size": 1, "folders": [],
-                                          "budget_s": 1, "target": 1, "max_rounds": 1, "seed": 0}, "timing")
+                                          "budget_s": 1, "target": 1, "max_rounds": 1, "seed": 0, "keep_heap": True}, "timing")
     error = elsewhere._raised({"message": "m", "hint": "h", "detail": "d", "exit_code": 3})
     assert isinstance(error, EnvironmentError_) and error.hint == "h"
 
