@@ -57,7 +57,8 @@ def fix(model: Any = "resnet9", *, options: Options | None = None, asked: Asked 
     found = diagnose(model, options=options, asked=asked, stage=stage)
     options = replace(options, batch_sizes=(found.batch_size,))
     record = Record(run_id or new_id(name), provenance=provenance(options, by_name, Ranks(), "fix"), environment=found.environment, workload=found.workload,
-                    method={**method(options), "processes": PROCESSES if by_name else 1, "further": FURTHER if by_name else 0, "least_rounds": LEAST_ROUNDS}, batch_size=found.batch_size,
+                    method={**method(options), "processes": PROCESSES if by_name else 1, "further": FURTHER if by_name else 0,
+                            "least_rounds": LEAST_ROUNDS}, batch_size=found.batch_size,
                     findings=found.findings, warnings=found.warnings, own_cost=dict(found.own_cost))
     lab = Lab(model, by_name, options, asked, chosen, found.step.point if found.step else 0.1)
     lab.device = found.environment.device or lab.device
@@ -186,7 +187,8 @@ class Lab:
         from perfscope.turns import take_turns, take_turns_elsewhere
         a_round = len(stacks) * (self.step_s + max(self.step_s, 0.02)) + 0.05
         limits = {"budget_s": max(self.budget_s, LEAST_ROUNDS * 1.5 * a_round), "target": TARGET, "max_rounds": MOST_ROUNDS,
-                  "seed": self.options.seed + number, "keep_heap": not probing.about_heap((c for s in stacks.values() for c in s), self.chosen)}
+                  "seed": self.options.seed + number,
+                  "keep_heap": not probing.about_heap((c for s in stacks.values() for c in s), self.chosen)}
         if process is not None:
             return take_turns_elsewhere(process, self.options, stacks, self.size, folders=self.asked.folders, **limits)
         return take_turns(self._make, stacks, device=self.options.device, batch_size=self.size, keep_original=True, **limits)
