@@ -26,7 +26,7 @@ from perfscope.trace.columns import (
     Events,
 )
 from perfscope.trace.decode import _NONE, NO
-from perfscope.trace.kinds import ANY, INSTANT, META, NAMED
+from perfscope.trace.kinds import ANY, INSTANT, META, NAMED, SKIPPED
 from perfscope.trace.lookups import Categories, Ids, Marks, Numbers, Used
 from perfscope.trace.times import exact_ns, integers, quick_ns, small
 
@@ -82,12 +82,14 @@ class Builder:
     waiting: list = field(default_factory=list)  # rows that are no columns yet, and their categories and times
     kinds: list = field(default_factory=list)
     times: list = field(default_factory=list)
+    operators: bool = True  # whether the last block had some
     rows: int = 0
     events: int = 0
 
-    def add(self, events: list, exact: bool) -> bool:
+    def add(self, events: list, exact: bool, device: bool = False) -> bool:
         """The events of one block, all from one decoder. All that carry a duration become rows. False, and nothing taken:
-        another decoder is needed (times that are not to be had exactly, or bad; a step among the summary's operators)."""
+        another decoder is needed (times that are not to be had exactly, or bad; a step among the summary's operators).
+        `device`: decoded by their phase as a guess that there are no operators among them; wrong guesses are refused."""
         codes = bytes(map(_CODE, events))
         if NAMED in codes and True in map(
             self.marks.__getitem__, map(_NAME, compress(events, codes.translate(_IS_NAMED)))
@@ -96,7 +98,11 @@ class Builder:
         if ANY in codes:  # decoded by their phase, with their category as text
             rows = list(compress(events, codes.translate(_IS_ANY)))
             kinds = bytes(map(self.cats.__getitem__, map(_CAT, rows)))
+            self.operators = 1 in kinds.translate(_IS_UNLIKELY)
+            if device and self.operators:
+                return False
         else:
+            self.operators = NAMED in codes or SKIPPED in codes
             kinds = codes.translate(None, _NO_ROWS)
             rows = list(compress(events, codes.translate(_IS_ROW))) if kinds else []
         if kinds and self.detail == "summary":

@@ -27,6 +27,7 @@ NAMED = 101  # an operator, of which the summary has only the name
 NOTHING = 102  # no duration, or not wanted
 INSTANT = 103
 META = 104
+SKIPPED = 105  # of the host, with a duration, and not wanted
 
 _FLOWS = Literal["s", "t", "f", "b", "n", "e"]
 _SPELLED_2021 = ("Operator", "Runtime", "Kernel", "Memcpy", "Memset")  # capitals, in 2021 only
@@ -81,7 +82,7 @@ def _fields(category: int, detail: str, time: type, nameless: bool) -> tuple[int
     phase = ("ph", Literal["X"])
     summary = detail == "summary"
     if summary and category in (PYTHON, OTHER, CPU_OP):
-        return (NAMED, [("name", str, "")]) if category == CPU_OP and not nameless else (NOTHING, [])
+        return (NAMED, [("name", str, "")]) if category == CPU_OP and not nameless else (SKIPPED, [])
     who = [(n, Union[int, str, None], None) for n in ("pid", "tid")]
     when = [(n, time if time is Raw else Union[time, None], _NONE if time is Raw else None) for n in ("ts", "dur")]
     fields = [phase, ("name", str, ""), *who, *when]

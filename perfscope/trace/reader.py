@@ -186,17 +186,24 @@ class _Reader:
         return end
 
     def _strictly(self, whole: bytes) -> bool:
-        """Takes the events of a list that is faultless: by their categories, where these are known, else by their phases."""
-        for by_category in (True, False) if self.unknown <= PATIENCE else (False,):
+        """Takes the events of a list that is faultless: by their categories, where these are known, else by their phases.
+
+        Kineto writes the host's operators first, then the device's work and its flows. Phases are the quicker way through the latter: a
+        flow's category comes late in its text, so that msgspec reads a flow twice to know what it is.
+        """
+        device = self.detail == "summary" and not self.builder.operators
+        by_category = (True, False) if self.unknown <= PATIENCE else (False,)
+        for way in ("device", *by_category) if device else by_category:
             for exact in (True,) if self.exact else (False, True):
                 try:
-                    known = decoder(self.detail, exact, self.builder.annotated) if by_category else None
+                    known = decoder(self.detail, exact, self.builder.annotated) if way is True else None
                     events = (known or LISTS[self.detail, exact]).decode(whole)
                 except REFUSED:
                     break
-                if self.builder.add(events, exact):
+                if self.builder.add(events, exact, way == "device"):
                     self.exact = self.exact or exact
-                    self.unknown = max(0, self.unknown - 1) if by_category else self.unknown + 1
+                    if way != "device":
+                        self.unknown = max(0, self.unknown - 1) if way else self.unknown + 1
                     return True
         return False
 
