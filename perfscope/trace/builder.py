@@ -89,7 +89,7 @@ class Builder:
     def add(self, events: list, exact: bool, device: bool = False) -> bool:
         """The events of one block, all from one decoder. All that carry a duration become rows. False, and nothing taken:
         another decoder is needed (times that are not to be had exactly, or bad; a step among the summary's operators).
-        `device`: decoded by their phase as a guess that there are no operators among them; wrong guesses are refused."""
+        `device`: by their phases on the guess that no operator among them is needed; a wrong guess is refused."""
         codes = bytes(map(_CODE, events))
         if NAMED in codes and True in map(
             self.marks.__getitem__, map(_NAME, compress(events, codes.translate(_IS_NAMED)))
@@ -99,14 +99,14 @@ class Builder:
             rows = list(compress(events, codes.translate(_IS_ANY)))
             kinds = bytes(map(self.cats.__getitem__, map(_CAT, rows)))
             self.operators = 1 in kinds.translate(_IS_UNLIKELY)
-            if device and self.operators:
-                return False
         else:
             self.operators = NAMED in codes or SKIPPED in codes
             kinds = codes.translate(None, _NO_ROWS)
             rows = list(compress(events, codes.translate(_IS_ROW))) if kinds else []
         if kinds and self.detail == "summary":
             rows, kinds = self._needed(rows, kinds)
+            if device and 1 in kinds.translate(_IS_UNLIKELY):
+                return False
         try:
             start, duration = _both_times(rows, exact)
         except (ValueError, TypeError):

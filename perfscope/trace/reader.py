@@ -13,7 +13,7 @@ from perfscope.trace.columns import Rank, Trace
 from perfscope.trace.decode import EVENT, LISTS, REFUSED, lenient, nanoseconds
 from perfscope.trace.ending import rank_of
 from perfscope.trace.kinds import decoder
-from perfscope.trace.text import Break, Source, chunks, sources
+from perfscope.trace.text import CHUNK, Break, Source, chunks, sources
 from perfscope.trace.times import exact_ns
 
 HEAD = re.compile(rb'"traceEvents"\s*:\s*\[')
@@ -98,6 +98,7 @@ class _Reader:
         self.repaired: list[tuple[int, str]] = []
         self.blocks: list[tuple[int, int, int]] = []
         self.carry, self.at = b"", 0  # text not decoded yet, and the byte it starts at
+        self.pieces: list[bytes] = []  # text that follows it, until it is worth decoding
         self.state = "head"  # then "events", then "tail"
         self.head = b""
         self.exact = False
@@ -105,10 +106,16 @@ class _Reader:
         self.left_out = 0  # bytes of metadata that were too many to keep
 
     def feed(self, chunk: bytes) -> None:
-        if self.state == "events" and self.builder.events and (cut := _last_cut(chunk)) >= 0:
-            self._quick(chunk, cut)  # the usual way: the text is copied once
+        self.pieces.append(chunk)
+        if sum(map(len, self.pieces)) >= CHUNK // 2:
+            self._take()
+
+    def _take(self) -> None:
+        pieces, self.pieces = self.pieces, []
+        if self.state == "events" and self.builder.events and (cut := _last_cut(pieces[-1])) >= 0:
+            self._quick(pieces, cut)  # the usual way: the text is copied once
             return
-        text = self.carry + chunk if self.carry else chunk
+        text = b"".join((self.carry, *pieces))
         if self.state == "head":
             text = self._skip_head(text)
         if self.state == "events":
@@ -155,15 +162,16 @@ class _Reader:
             return text
         return self._block(text, cut) if self.state == "events" else text
 
-    def _quick(self, chunk: bytes, cut: int) -> None:
-        whole = b"".join((b"[", self.carry, memoryview(chunk)[: cut + 1], b"]"))
+    def _quick(self, pieces: list[bytes], cut: int) -> None:
+        *before, last = pieces
+        whole = b"".join((b"[", self.carry, *before, memoryview(last)[: cut + 1], b"]"))
         rest = self._decoded(whole)
         if self.state == "tail":
             self.at += rest
-            self.carry = whole[1 + rest : -1] + chunk[cut + 1 :]
+            self.carry = whole[1 + rest : -1] + last[cut + 1 :]
             return
-        following = chunk[cut + 1 :].lstrip().removeprefix(b",").lstrip()
-        self.at += len(self.carry) + len(chunk) - len(following)
+        following = last[cut + 1 :].lstrip().removeprefix(b",").lstrip()
+        self.at += len(whole) - 2 + len(last) - cut - 1 - len(following)
         self.carry = following
 
     def _block(self, text: bytes, cut: int) -> bytes:
@@ -233,6 +241,8 @@ class _Reader:
 
     def finish(self) -> Rank:
         """The rank, once the text is over."""
+        if self.pieces:
+            self._take()
         if self.state == "head":
             if not self.carry.strip():
                 raise self._nothing("it holds no text")
