@@ -6,7 +6,6 @@ import re
 from functools import partial
 
 from perfscope.errors import TraceError
-from perfscope.record import Warned
 from perfscope.trace import cache as store
 from perfscope.trace.builder import Builder
 from perfscope.trace.columns import Rank, Trace
@@ -15,6 +14,7 @@ from perfscope.trace.ending import rank_of
 from perfscope.trace.kinds import decoder
 from perfscope.trace.text import CHUNK, Break, Source, chunks, sources
 from perfscope.trace.times import exact_ns
+from perfscope.warned import Warned
 
 HEAD = re.compile(rb'"traceEvents"\s*:\s*\[')
 HEAD_LIMIT = 64 << 20  # metadata before the events; real ones have a few kilobytes
