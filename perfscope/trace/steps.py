@@ -171,7 +171,7 @@ def figures(rank: Rank, d: Device, w: Windows, launched: np.ndarray, loader: Uni
     overlapped = compute + talk - both(d.compute, d.communication).within(w.start, w.end)
     load = loader.within(w.start, w.end)
     exposed = both(loader, d.busy).within(w.start, w.end) - busy
-    kernels = np.sort(e.ts_ns[d.rows[e.cat[d.rows] == KERNEL]])
+    kernels = np.sort(e.ts_ns[d.rows[e.cat[d.rows] == KERNEL]], kind="stable")  # nearly sorted already
     count = np.searchsorted(kernels, w.end) - np.searchsorted(kernels, w.start)
     columns = {
         "start_ns": w.start,
