@@ -128,7 +128,7 @@ def idle(rank: Rank, d: Device, launched: np.ndarray, low: int, high: int) -> di
     e = rank.events
     real = e.dur_ns[d.rows] > 0
     rows, launched = d.rows[real], launched[real]
-    start, end, stream = e.ts_ns[rows], e.ts_ns[rows] + e.dur_ns[rows], e.stream[rows].astype(np.int64)
+    start, end, stream = e.ts_ns[rows], e.ts_ns[rows] + e.dur_ns[rows], e.stream[rows]
     order = np.lexsort((stream, launched, start))
     start, launched, next_stream = start[order], launched[order], stream[order]
     a, b = d.busy.gaps(low, high)
