@@ -75,6 +75,13 @@ def make(source: Path, target: Path, megabytes: int, kept: int = KEPT) -> None:
         out.write(text[tail:])
 
 
+def _environment() -> dict:
+    """That of the children. Bytecode is kept, as an installed perfscope has it (and the peer does): where PYTHONDONTWRITEBYTECODE
+    is set, a checkout is compiled anew by every child."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
 def child(python: str, code: str, path: Path, env: dict) -> list[str]:
     """CPU seconds, MB and the figures of one child; raises CalledProcessError with its text."""
     done = subprocess.run([python, "-c", code, str(path)], capture_output=True, text=True, env=env, check=False)
@@ -95,9 +102,8 @@ def command(path: Path, env: dict) -> list[str]:
 def run(path: Path, peer: str | None, repeat: int) -> list[dict]:
     """One row per task: the smallest of its CPU times, all of them, the largest memory. The tasks take turns, `repeat` times; the
     peer's one run comes in the middle, so that a machine that is shared is shared by all."""
-    root = str(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory() as home:
-        env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": home}
+        env = {**_environment(), "XDG_CACHE_HOME": home}
         tasks = {"summary": ("summary", False), "complete": ("full", False), "complete, writes the cache": ("full", True),
                  "re-opened from the cache": ("full", True)}
         got: dict[str, list] = {name: [] for name in tasks}
@@ -131,7 +137,7 @@ def run(path: Path, peer: str | None, repeat: int) -> list[dict]:
 
 def growth(source: Path, megabytes: list[int], folder: Path | None, detail: str) -> list[dict]:
     """One row per size, and with two or more a last one: what each further 100 MB of text cost, and the worst departure from a line."""
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    env = _environment()
     rows = []
     with tempfile.TemporaryDirectory(dir=folder, prefix="perfscope-growth-") as scratch:
         for size in megabytes:

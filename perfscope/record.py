@@ -21,6 +21,7 @@ from typing import Any
 
 from perfscope.errors import EnvironmentError_, RecordError
 from perfscope.measure.stats import Interval
+from perfscope.warned import Warned
 
 SCHEMA = "perfscope/run/1"
 
@@ -35,17 +36,6 @@ ON_REQUEST = ("residual", "pooling", "embedding", "loss")
 def variant_name(parts) -> str:
     """The name of the variant with these parts: "base", "base+norm", ... in the order of PARTS."""
     return "+".join([BASE, *(p for p in PARTS if p in parts)])
-
-
-@dataclass(frozen=True)
-class Warned:
-    """Something the reader must know: a stable code, what happened and why it matters, what to do."""
-
-    code: str
-    text: str
-    hint: str = ""
-    batch_size: int | None = None
-    extra: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

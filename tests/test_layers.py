@@ -16,7 +16,7 @@ ROOT = registry.PACKAGE.parent
 STDLIB = sys.stdlib_module_names
 
 #: Module -> the only things outside the standard library that it may import, at the top of the file or inside functions.
-STANDARD_ONLY = {"errors", "record", "registry", "options", "variants", "measure.stats", "measure.scaling", "measure.digits", "measure.attribution", "facts", "sections",
+STANDARD_ONLY = {"errors", "record", "warned", "registry", "options", "variants", "measure.stats", "measure.scaling", "measure.digits", "measure.attribution", "facts", "sections",
                  "comparable", "compare", "compare_text", "report", "records", "records.speedrun", "records.diagnose", "records.fix", "measure.runs", "speedruns.words", "tricks", "finding", "treatment",
                  "catalogue", "docs"}
 FOR_SECTIONS = {"perfscope.record", "perfscope.sections", "perfscope.facts", "perfscope.report", "perfscope.errors",

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from perfscope.errors import TraceError
 from perfscope.trace import arguments, read
 from perfscope.trace import cache as store
-from perfscope.trace import reader
+from perfscope.trace import reader, text
+from perfscope.trace.builder import Builder
 from perfscope.trace.columns import ANNOTATION, CATEGORIES, COLUMNS, CPU_OP, GPU_ANNOTATION, KERNEL, RUNTIME
 from perfscope.trace.decode import nanoseconds
 from perfscope.trace.text import sources
@@ -239,6 +240,42 @@ def test_by_category_and_by_phase_give_the_same(layout, detail, exact, tmp_path,
         assert getattr(by_category.events, column).tolist() == getattr(by_phase.events, column).tolist(), column
     assert (by_category.names, by_category.ids, by_category.texts) == (by_phase.names, by_phase.ids, by_phase.texts)
     assert by_category.counts == by_phase.counts and by_category.counts["rows"] > 0
+
+
+def _guesses(monkeypatch):
+    """What became of the blocks that the summary decoded by phase on a guess."""
+    made, add = [], Builder.add
+
+    def watched(self, events, exact, device=False):
+        taken = add(self, events, exact, device)
+        made.extend([taken] if device else [])
+        return taken
+
+    monkeypatch.setattr(Builder, "add", watched)
+    return made
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_summary_of_operators_then_device_work(exact, tmp_path, monkeypatch):
+    """As Kineto writes it. Blocks without operators are decoded by phase, and one that is not what it seemed is decoded again."""
+    some = [e for e in events(60) if e.get("cat") != "python_function"]
+    some.sort(key=lambda e: e.get("cat") not in ("cpu_op", "user_annotation"))      # stable: the host's first
+    step = next(e for e in some if str(e.get("name")).startswith("ProfilerStep#"))
+    data = classic([*some, {**step, "cat": "cpu_op", "name": "ProfilerStep#99"}, *some[-40:]])
+    data = data.replace(b"44586765", b"9944586765") if exact else data
+    path = write(tmp_path, data)
+    monkeypatch.setattr(text, "CHUNK", 4000)
+    monkeypatch.setattr(reader, "CHUNK", 4000)
+    made = _guesses(monkeypatch)
+    guessed = read(path, detail="summary", cache=False).ranks[0]
+    assert made.count(True) > 5 and made.count(False) >= 1
+    monkeypatch.setattr(Builder, "operators", property(lambda self: True, lambda self, value: None))
+    made.clear()
+    plain = read(path, detail="summary", cache=False).ranks[0]
+    assert not made and "ProfilerStep#99" not in plain.names
+    for column in COLUMNS:
+        assert getattr(guessed.events, column).tolist() == getattr(plain.events, column).tolist(), column
+    assert (guessed.names, guessed.ids, guessed.counts, guessed.warnings) == (plain.names, plain.ids, plain.counts, plain.warnings)
 
 
 @pytest.mark.parametrize("category", ["cpu_op", "Operator"])

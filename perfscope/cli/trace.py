@@ -279,14 +279,17 @@ def _diagnosed(analysis, rank: int):
 
 def _pool(trace: str):
     """Processes for many ranks; nothing for one, or on one CPU."""
-    from concurrent.futures import ProcessPoolExecutor
     from contextlib import nullcontext
 
     from perfscope.trace.text import sources
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cpus, len(sources(trace)))
-    return ProcessPoolExecutor(workers) if workers > 1 else nullcontext()
+    if workers < 2:
+        return nullcontext()
+    from concurrent.futures import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(workers)
 
 
 @application.command("diff")

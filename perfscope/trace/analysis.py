@@ -15,7 +15,6 @@ from functools import partial
 
 import numpy as np
 
-from perfscope.record import Warned
 from perfscope.trace import cache as store
 from perfscope.trace.columns import DATA, KERNEL, LOADER, Rank, Trace
 from perfscope.trace.compiled import Compiled, compiled
@@ -45,6 +44,7 @@ from perfscope.trace.tables import (
     syncs,
 )
 from perfscope.trace.text import sources
+from perfscope.warned import Warned
 
 SCHEMA = "perfscope/trace/1"
 FIGURES = 1  # raise it whenever the analysis of the same columns gives something else: kept ones are made anew

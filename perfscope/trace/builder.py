@@ -26,11 +26,12 @@ from perfscope.trace.columns import (
     Events,
 )
 from perfscope.trace.decode import _NONE, NO
-from perfscope.trace.kinds import ANY, CODES, INSTANT, META, NAMED
+from perfscope.trace.kinds import ANY, INSTANT, META, NAMED, SKIPPED
 from perfscope.trace.lookups import Categories, Ids, Marks, Numbers, Used
 from perfscope.trace.times import exact_ns, integers, quick_ns, small
 
 BATCH = 2048  # rows that become columns together: few enough for the cache, enough to pay for NumPy's calls
+_CODE = attrgetter("code")  # kinds.py: of its type
 _TS, _DUR, _NAME, _CAT, _PID, _TID, _ARGS = map(attrgetter, ("ts", "dur", "name", "cat", "pid", "tid", "args"))
 
 
@@ -39,7 +40,10 @@ def _table(codes) -> bytes:
     return bytes(c in codes for c in range(256))
 
 
-_IS_ROW, _IS_CALL, _IS_ANY, _IS_NAMED = (_table(c) for c in (range(len(CATEGORIES)), CALLS, (ANY,), (NAMED,)))
+_UNLIKELY = (CPU_OP, PYTHON, OTHER)  # the summary wants none of these but the steps of the 2021 layout
+_SURE = set(range(len(CATEGORIES))) - {*CALLS, *_UNLIKELY}
+_IS_ROW, _IS_CALL, _IS_UNLIKELY, _IS_SURE = map(_table, (range(len(CATEGORIES)), CALLS, _UNLIKELY, _SURE))
+_IS_ANY, _IS_NAMED = _table((ANY,)), _table((NAMED,))
 _NO_ROWS = bytes(range(len(CATEGORIES), 256))
 _GPU, _CALL, _HOST = (np.isin(np.arange(len(CATEGORIES)), c) for c in (ON_DEVICE, CALLS, ON_HOST))
 # column -> which events may have it in their arguments: "gpu", "call" (ROCm has the size of a copy only there), "host"
@@ -78,21 +82,31 @@ class Builder:
     waiting: list = field(default_factory=list)  # rows that are no columns yet, and their categories and times
     kinds: list = field(default_factory=list)
     times: list = field(default_factory=list)
+    operators: bool = True  # whether the last block had some
     rows: int = 0
     events: int = 0
 
-    def add(self, events: list, exact: bool) -> bool:
+    def add(self, events: list, exact: bool, device: bool = False) -> bool:
         """The events of one block, all from one decoder. All that carry a duration become rows. False, and nothing taken:
-        another decoder is needed (times that are not to be had exactly, or bad; a step among the summary's operators)."""
-        codes = bytes(map(CODES.__getitem__, map(type, events)))
+        another decoder is needed (times that are not to be had exactly, or bad; a step among the summary's operators).
+        `device`: by their phases on the guess that no operator among them is needed; a wrong guess is refused."""
+        codes = bytes(map(_CODE, events))
         if NAMED in codes and True in map(
             self.marks.__getitem__, map(_NAME, compress(events, codes.translate(_IS_NAMED)))
         ):
             return False
-        if ANY in codes:
-            rows, kinds = self._by_phase(list(compress(events, codes.translate(_IS_ANY))))
+        if ANY in codes:  # decoded by their phase, with their category as text
+            rows = list(compress(events, codes.translate(_IS_ANY)))
+            kinds = bytes(map(self.cats.__getitem__, map(_CAT, rows)))
+            self.operators = 1 in kinds.translate(_IS_UNLIKELY)
         else:
-            rows, kinds = self._by_category(events, codes)
+            self.operators = NAMED in codes or SKIPPED in codes
+            kinds = codes.translate(None, _NO_ROWS)
+            rows = list(compress(events, codes.translate(_IS_ROW))) if kinds else []
+        if kinds and self.detail == "summary":
+            rows, kinds = self._needed(rows, kinds)
+            if device and 1 in kinds.translate(_IS_UNLIKELY):
+                return False
         try:
             start, duration = _both_times(rows, exact)
         except (ValueError, TypeError):
@@ -112,26 +126,15 @@ class Builder:
                 self._flush()
         return True
 
-    def _by_category(self, events: list, codes: bytes) -> tuple[list, bytes]:
-        """Those that this detail needs, and their categories; `codes`: kinds.CODES of each."""
-        calls = codes.translate(_IS_CALL)
-        if self.detail == "full" or 1 not in calls:
-            return list(compress(events, codes.translate(_IS_ROW))), codes.translate(None, _NO_ROWS)
-        keep = np.frombuffer(codes.translate(_IS_ROW), bool).copy()
-        used = bytes(map(self.used.__getitem__, map(_NAME, compress(events, calls))))
-        keep[np.frombuffer(calls, bool)] = np.frombuffer(used, bool)
-        return list(compress(events, keep.tobytes())), np.frombuffer(codes, np.int8)[keep].tobytes()
-
-    def _by_phase(self, rows: list) -> tuple[list, bytes]:
-        """The same for events that were decoded by their phase, with their category as text."""
-        kinds = bytes(map(self.cats.__getitem__, map(_CAT, rows)))
-        if self.detail == "full":
-            return rows, kinds
-        keep = [
-            self.marks[e.name] if c in (CPU_OP, PYTHON, OTHER) else c not in CALLS or self.used[e.name]
-            for c, e in zip(kinds, rows)
-        ]
-        return list(compress(rows, keep)), bytes(compress(kinds, keep))
+    def _needed(self, rows: list, kinds: bytes) -> tuple[list, bytes]:
+        """Those that the summary needs, and their categories."""
+        keep = np.frombuffer(kinds.translate(_IS_SURE), bool).copy()
+        for mask, needed in ((_IS_CALL, self.used), (_IS_UNLIKELY, self.marks)):
+            some = kinds.translate(mask)
+            if 1 in some:
+                names = map(_NAME, compress(rows, some))
+                keep[np.frombuffer(some, bool)] = np.frombuffer(bytes(map(needed.__getitem__, names)), bool)
+        return list(compress(rows, keep.tobytes())), np.frombuffer(kinds, np.int8)[keep].tobytes()
 
     def _others(self, events: list, codes: bytes) -> None:
         metas = [e for e in compress(events, codes.translate(_table((META,)))) if e.args.name or e.args.labels]

@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from perfscope.record import Warned
 from perfscope.trace.columns import COLLECTIVE, COLUMNS, MEMORY, Events, Rank
 from perfscope.trace.text import Source
+from perfscope.warned import Warned
 
 MAGIC = b"perfscope-columns"
 VERSION = 6  # raise it whenever reading or analysing gives something else

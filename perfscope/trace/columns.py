@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from perfscope.record import Warned
+from perfscope.warned import Warned
 
 #: Canonical categories; `Events.cat` is an index into this.
 CATEGORIES = (

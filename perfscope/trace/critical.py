@@ -31,6 +31,7 @@ from perfscope.trace.exclusive import exclusive
 from perfscope.trace.host import Links, threads
 from perfscope.trace.intervals import Union
 from perfscope.trace.names import kind
+from perfscope.trace.nesting import distinct
 from perfscope.trace.steps import Windows, named_rows
 from perfscope.trace.tables import SYNCS
 
@@ -118,7 +119,7 @@ def training(rank: Rank, links: Links, low: int, high: int) -> np.ndarray:
     call = call[(e.ts_ns[call] >= low) & (e.ts_ns[call] < high)]
     steps = named_rows(rank, lambda n: n.startswith(STEP))
     own = steps if len(steps) or len(call) else np.flatnonzero(e.cat == CPU_OP)
-    return np.unique(np.concatenate((threads(rank, call), threads(rank, own))))
+    return distinct(np.concatenate((threads(rank, call), threads(rank, own))))
 
 
 def _waits(rank: Rank, links: Links, low: int, high: int) -> list[tuple[int, int, int, int]]:

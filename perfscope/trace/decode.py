@@ -97,13 +97,13 @@ def _event(args: type, time: type, name: str) -> type:
     optional = time if time is Raw else Union[time, None]
     return msgspec.defstruct(
         name,
-        [
+        [  # in the order in which Kineto writes them
+            ("cat", str, ""),
             ("name", str, ""),
-            ("ts", optional, none),
-            ("dur", optional, none),
             ("pid", Union[int, str, None], None),
             ("tid", Union[int, str, None], None),
-            ("cat", str, ""),
+            ("ts", optional, none),
+            ("dur", optional, none),
             ("args", args, args()),
         ],
         gc=False,

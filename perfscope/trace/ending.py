@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from perfscope.record import Warned
 from perfscope.trace.columns import COLLECTIVE, MEMORY, Rank
 from perfscope.trace.decode import REFUSED
+from perfscope.warned import Warned
 
 
 def rank_of(reader) -> Rank:

@@ -48,8 +48,10 @@ def union(start, end) -> Union:
     start, end = start[keep], end[keep]
     if not len(start):
         return Union(start, end, np.zeros(1, np.int64))
-    order = np.argsort(start, kind="stable")
-    start, reach = start[order], np.maximum.accumulate(end[order])
+    if (start[1:] < start[:-1]).any():
+        order = np.argsort(start, kind="stable")
+        start, end = start[order], end[order]
+    reach = np.maximum.accumulate(end)
     first = np.concatenate(([True], start[1:] > reach[:-1]))  # touching intervals are one
     at = np.flatnonzero(first)
     start, end = start[at], reach[np.append(at[1:], len(reach)) - 1]

@@ -6,7 +6,7 @@ the summary, of an operator (but its name, as long as it may be a step's: see Bu
 that is not known here, or with an event that has none (metadata, the Python export), is refused and goes to decode.py's:
 what is read is the same, only slower.
 
-Every event of a block becomes a struct, and `CODES` says by its type what it is: the index of its category, or one of the
+Every event of a block becomes a struct, and its type's `code` says what it is: the index of its category, or one of the
 codes from ANY on.
 """
 
@@ -27,6 +27,7 @@ NAMED = 101  # an operator, of which the summary has only the name
 NOTHING = 102  # no duration, or not wanted
 INSTANT = 103
 META = 104
+SKIPPED = 105  # of the host, with a duration, and not wanted
 
 _FLOWS = Literal["s", "t", "f", "b", "n", "e"]
 _SPELLED_2021 = ("Operator", "Runtime", "Kernel", "Memcpy", "Memset")  # capitals, in 2021 only
@@ -70,12 +71,10 @@ class HostArgs(Struct, gc=False, frozen=True):
     stack: Raw = msgspec.field(default=_NONE, name="Call stack")
 
 
-CODES: dict[type, int] = {
-    decode.Instant: INSTANT,
-    decode.Meta: META,
-    **{t: NOTHING for t in decode._REST},
-    **{t: ANY for t in decode.EVENT.values()},
-}
+decode.Instant.code, decode.Meta.code = INSTANT, META
+for _kinds, _code in ((decode._REST, NOTHING), (decode.EVENT.values(), ANY)):
+    for _kind in _kinds:
+        _kind.code = _code
 
 
 def _fields(category: int, detail: str, time: type, nameless: bool) -> tuple[int, list]:
@@ -83,7 +82,7 @@ def _fields(category: int, detail: str, time: type, nameless: bool) -> tuple[int
     phase = ("ph", Literal["X"])
     summary = detail == "summary"
     if summary and category in (PYTHON, OTHER, CPU_OP):
-        return (NAMED, [("name", str, "")]) if category == CPU_OP and not nameless else (NOTHING, [])
+        return (NAMED, [("name", str, "")]) if category == CPU_OP and not nameless else (SKIPPED, [])
     who = [(n, Union[int, str, None], None) for n in ("pid", "tid")]
     when = [(n, time if time is Raw else Union[time, None], _NONE if time is Raw else None) for n in ("ts", "dur")]
     fields = [phase, ("name", str, ""), *who, *when]
@@ -99,9 +98,7 @@ def _fields(category: int, detail: str, time: type, nameless: bool) -> tuple[int
 
 
 def _struct(tag: str, code: int, fields: list) -> type:
-    kind = msgspec.defstruct(f"Kind_{tag}", fields, gc=False, tag_field="cat", tag=tag)
-    CODES[kind] = code
-    return kind
+    return msgspec.defstruct(f"Kind_{tag}", fields, gc=False, tag_field="cat", tag=tag, namespace={"code": code})
 
 
 @cache

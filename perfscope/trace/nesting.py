@@ -27,7 +27,7 @@ class Nest:
         operator ends. Complexity: a binary search per moment, then one round per level of nesting.
         """
         found = np.full(len(at), -1, np.int64)
-        for key in np.unique(thread):
+        for key in distinct(thread):
             if int(key) not in self.bounds:
                 continue
             low, high = self.bounds[int(key)]
@@ -59,6 +59,12 @@ class Nest:
         above = self.parent[kids]
         np.subtract.at(own, above, np.minimum(self.end[kids], self.end[above]) - self.start[kids])
         return own
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The different numbers, sorted. np.unique does it too, and loads numpy.ma for it: 8 ms of a command that takes 500."""
+    values = np.sort(values)
+    return values[np.diff(values, prepend=values[:1] - 1) > 0]
 
 
 def _order(rows: np.ndarray, thread: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:

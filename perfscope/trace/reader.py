@@ -6,15 +6,15 @@ import re
 from functools import partial
 
 from perfscope.errors import TraceError
-from perfscope.record import Warned
 from perfscope.trace import cache as store
 from perfscope.trace.builder import Builder
 from perfscope.trace.columns import Rank, Trace
 from perfscope.trace.decode import EVENT, LISTS, REFUSED, lenient, nanoseconds
 from perfscope.trace.ending import rank_of
 from perfscope.trace.kinds import decoder
-from perfscope.trace.text import Break, Source, chunks, sources
+from perfscope.trace.text import CHUNK, Break, Source, chunks, sources
 from perfscope.trace.times import exact_ns
+from perfscope.warned import Warned
 
 HEAD = re.compile(rb'"traceEvents"\s*:\s*\[')
 HEAD_LIMIT = 64 << 20  # metadata before the events; real ones have a few kilobytes
@@ -98,6 +98,7 @@ class _Reader:
         self.repaired: list[tuple[int, str]] = []
         self.blocks: list[tuple[int, int, int]] = []
         self.carry, self.at = b"", 0  # text not decoded yet, and the byte it starts at
+        self.pieces: list[bytes] = []  # text that follows it, until it is worth decoding
         self.state = "head"  # then "events", then "tail"
         self.head = b""
         self.exact = False
@@ -105,10 +106,16 @@ class _Reader:
         self.left_out = 0  # bytes of metadata that were too many to keep
 
     def feed(self, chunk: bytes) -> None:
-        if self.state == "events" and self.builder.events and (cut := _last_cut(chunk)) >= 0:
-            self._quick(chunk, cut)  # the usual way: the text is copied once
+        self.pieces.append(chunk)
+        if sum(map(len, self.pieces)) >= CHUNK // 2:
+            self._take()
+
+    def _take(self) -> None:
+        pieces, self.pieces = self.pieces, []
+        if self.state == "events" and self.builder.events and (cut := _last_cut(pieces[-1])) >= 0:
+            self._quick(pieces, cut)  # the usual way: the text is copied once
             return
-        text = self.carry + chunk if self.carry else chunk
+        text = b"".join((self.carry, *pieces))
         if self.state == "head":
             text = self._skip_head(text)
         if self.state == "events":
@@ -155,15 +162,16 @@ class _Reader:
             return text
         return self._block(text, cut) if self.state == "events" else text
 
-    def _quick(self, chunk: bytes, cut: int) -> None:
-        whole = b"".join((b"[", self.carry, memoryview(chunk)[: cut + 1], b"]"))
+    def _quick(self, pieces: list[bytes], cut: int) -> None:
+        *before, last = pieces
+        whole = b"".join((b"[", self.carry, *before, memoryview(last)[: cut + 1], b"]"))
         rest = self._decoded(whole)
         if self.state == "tail":
             self.at += rest
-            self.carry = whole[1 + rest : -1] + chunk[cut + 1 :]
+            self.carry = whole[1 + rest : -1] + last[cut + 1 :]
             return
-        following = chunk[cut + 1 :].lstrip().removeprefix(b",").lstrip()
-        self.at += len(self.carry) + len(chunk) - len(following)
+        following = last[cut + 1 :].lstrip().removeprefix(b",").lstrip()
+        self.at += len(whole) - 2 + len(last) - cut - 1 - len(following)
         self.carry = following
 
     def _block(self, text: bytes, cut: int) -> bytes:
@@ -186,17 +194,24 @@ class _Reader:
         return end
 
     def _strictly(self, whole: bytes) -> bool:
-        """Takes the events of a list that is faultless: by their categories, where these are known, else by their phases."""
-        for by_category in (True, False) if self.unknown <= PATIENCE else (False,):
+        """Takes the events of a list that is faultless: by their categories, where these are known, else by their phases.
+
+        Kineto writes the host's operators first, then the device's work and its flows. Phases are the quicker way through the latter: a
+        flow's category comes late in its text, so that msgspec reads a flow twice to know what it is.
+        """
+        device = self.detail == "summary" and not self.builder.operators
+        by_category = (True, False) if self.unknown <= PATIENCE else (False,)
+        for way in ("device", *by_category) if device else by_category:
             for exact in (True,) if self.exact else (False, True):
                 try:
-                    known = decoder(self.detail, exact, self.builder.annotated) if by_category else None
+                    known = decoder(self.detail, exact, self.builder.annotated) if way is True else None
                     events = (known or LISTS[self.detail, exact]).decode(whole)
                 except REFUSED:
                     break
-                if self.builder.add(events, exact):
+                if self.builder.add(events, exact, way == "device"):
                     self.exact = self.exact or exact
-                    self.unknown = max(0, self.unknown - 1) if by_category else self.unknown + 1
+                    if way != "device":
+                        self.unknown = max(0, self.unknown - 1) if way else self.unknown + 1
                     return True
         return False
 
@@ -226,6 +241,8 @@ class _Reader:
 
     def finish(self) -> Rank:
         """The rank, once the text is over."""
+        if self.pieces:
+            self._take()
         if self.state == "head":
             if not self.carry.strip():
                 raise self._nothing("it holds no text")

@@ -128,7 +128,7 @@ def idle(rank: Rank, d: Device, launched: np.ndarray, low: int, high: int) -> di
     e = rank.events
     real = e.dur_ns[d.rows] > 0
     rows, launched = d.rows[real], launched[real]
-    start, end, stream = e.ts_ns[rows], e.ts_ns[rows] + e.dur_ns[rows], e.stream[rows].astype(np.int64)
+    start, end, stream = e.ts_ns[rows], e.ts_ns[rows] + e.dur_ns[rows], e.stream[rows]
     order = np.lexsort((stream, launched, start))
     start, launched, next_stream = start[order], launched[order], stream[order]
     a, b = d.busy.gaps(low, high)
@@ -171,7 +171,7 @@ def figures(rank: Rank, d: Device, w: Windows, launched: np.ndarray, loader: Uni
     overlapped = compute + talk - both(d.compute, d.communication).within(w.start, w.end)
     load = loader.within(w.start, w.end)
     exposed = both(loader, d.busy).within(w.start, w.end) - busy
-    kernels = np.sort(e.ts_ns[d.rows[e.cat[d.rows] == KERNEL]])
+    kernels = np.sort(e.ts_ns[d.rows[e.cat[d.rows] == KERNEL]], kind="stable")  # nearly sorted already
     count = np.searchsorted(kernels, w.end) - np.searchsorted(kernels, w.start)
     columns = {
         "start_ns": w.start,

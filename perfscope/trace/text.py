@@ -150,7 +150,7 @@ def _in_tar(path: Path, name: str = "") -> list[Source]:
 
 
 def chunks(source: Source, broken: list[Break], limit: int | None = None) -> Iterator[bytes]:
-    """The decompressed text, about CHUNK bytes at a time. What goes wrong on the way is appended to `broken`."""
+    """The decompressed text, at most CHUNK bytes at a time. What goes wrong on the way is appended to `broken`."""
     if source.member:
         with tarfile.open(source.path) as tar:
             member = next(m for m in tar if m.name == source.member)  # not by name: that reads the archive to its end
@@ -206,8 +206,7 @@ def _reader(stream: BinaryIO, broken: list[Break]):
 
 def _gunzip(packed: bytes, read, source: Source, broken: list[Break], limit: int) -> Iterator[bytes]:
     engine = _zlib.decompressobj(31)
-    ready: list[bytes] = []
-    waiting = size = 0
+    size = 0
     taken = len(packed)
     while True:
         if not packed:
@@ -235,15 +234,9 @@ def _gunzip(packed: bytes, read, source: Source, broken: list[Break], limit: int
         size += len(piece)
         if size > limit or (size > RATIO_FROM and size > RATIO * max(taken, PACKED)):
             raise _too_long(source, min(size, limit))
-        ready.append(piece)
-        waiting += len(piece)
-        if waiting >= CHUNK // 2:
-            yield b"".join(ready) if len(ready) > 1 else piece
-            ready, waiting = [], 0
+        yield piece
         if engine.eof and not packed:
             break
-    if ready:
-        yield b"".join(ready)
 
 
 def _too_long(source: Source, size: int) -> TraceError:

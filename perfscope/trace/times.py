@@ -64,7 +64,7 @@ def small(values: np.ndarray, dtype) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low == high == -1:
         return np.broadcast_to(np.array(-1, np.int16), len(values))
-    for narrow in (np.int16, np.int32):
-        if np.iinfo(narrow).min <= low and high <= np.iinfo(narrow).max:
+    for narrow, most in ((np.int16, 0x7FFF), (np.int32, 0x7FFFFFFF)):
+        if -most <= low and high <= most:
             return values.astype(narrow, copy=False)
     return values
