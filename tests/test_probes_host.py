@@ -388,15 +388,32 @@ def test_when_collections_are_worth_a_word(count, seconds, fires):
 def test_the_collector_is_as_it_was_and_collects_every_50_steps(monkeypatch):
     import gc
     module, calls = probe("gc_pauses"), []
-    kept, enabled = gc.get_freeze_count(), gc.isenabled()
+    kept, enabled, collect = gc.get_freeze_count(), gc.isenabled(), gc.collect
     with module.frozen():
         assert not gc.isenabled() and gc.get_freeze_count() > kept
-    assert (gc.get_freeze_count(), gc.isenabled()) == (kept, enabled)
-    after = module.Collecting(lambda loss: calls.append("after"))
+        assert gc.collect() == gc.collect(0) == gc.collect(generation=1) == 0 and gc.collect is not collect
+    assert (gc.get_freeze_count(), gc.isenabled(), gc.collect) == (kept, enabled, collect)
     monkeypatch.setattr(module.gc, "collect", lambda: calls.append("collect"))
+    after = module.Collecting(lambda loss: calls.append("after"))
     for _ in range(100):
         after(None)
     assert calls.count("after") == 100 and [i for i, c in enumerate(calls) if c == "collect"] == [50, 101]
+
+
+def test_whoever_measures_keeps_what_was_frozen():
+    import gc
+    module, enabled = probe("gc_pauses"), gc.isenabled()
+    gc.freeze()
+    gc.disable()
+    try:
+        kept = gc.get_freeze_count()
+        with module.frozen():
+            pass
+        assert gc.get_freeze_count() >= kept and not gc.isenabled()
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 def test_compiling_is_watched_from_both_ends():
