@@ -62,7 +62,7 @@ def interval(k: int, n: int) -> str:
 
 
 def same(name: str, module, found: dict) -> tuple[str, str]:
-    """(verdict on the best cure, line): the step with the plant and each of its cures against the healthy step, in turns; in the end the best cure's verdict counts.
+    """(verdict on the best cure, line): the step with the plant and each of its cures against the healthy step, in turns.
 
     Two steps of the same code differ by up to 1 % by where their memory lies and which was made first: so they are made anew, in
     turned order, and the unit of the interval is such a pair, not a round.
@@ -83,7 +83,8 @@ def same(name: str, module, found: dict) -> tuple[str, str]:
     seen = {cure: stats.verdict(stats.t_interval(c), len(c)) for cure, c in changes.items()}
     best = min(seen, key=lambda cure: seen[cure].change.high, default=None)
     words = [f"{cure}: {v.word} {format_change(v.change.point)} ({100 * v.change.low:+.1f} to {100 * v.change.high:+.1f}, {len(changes[cure])} builds)"
-             + (f", not its best cure: {SECOND.get(cure, 'here')}" if cure != best else "") for cure, v in sorted(seen.items(), key=lambda item: item[0] != best)]
+             + (f", not its best cure: {SECOND.get(cure, 'here')}" if cure != best else "")
+             for cure, v in sorted(seen.items(), key=lambda item: item[0] != best)]
     words += [f"{cure}: {said}" for cure, said in failed.items()]
     against = inspect.getdoc(module.healthy) if hasattr(module, "healthy") else ""
     return seen[best].word if best else "FAILED", "; ".join(words) + (f". Healthy is: {' '.join(against.split())}" if against else "")
@@ -151,8 +152,8 @@ def main() -> int:
     lines += [f"# Detection: {len(found)} probes", "", f"`python -m benchmarks.detection`, {time.strftime('%Y-%m-%d')}, {cpu['cpu']}, {cpu['cores']} cores, "
               f"Python {platform.python_version()}; {time.process_time() - begin:.0f} s of CPU. No GPU: what a CPU cannot have is evidence made by hand.", "",
               f"- recall: {interval(hits, hits + misses)}", f"- precision (a probe fires where it should): {interval(hits, hits + alarms)}",
-              f"- healthy steps with an alarm: {interval(len(false), len(trials) + len(counterparts))}", "", "| plant | on | found | others that fire | probes that fail |",
-              "|---|---|---|---|---|", *(f"| {' | '.join(r)} |" for r in rows), "", *(f"- alarm: {f}" for f in false)]
+              f"- healthy steps with an alarm: {interval(len(false), len(trials) + len(counterparts))}", "",
+              "| plant | on | found | others that fire | probes that fail |", "|---|---|---|---|---|", *(f"| {' | '.join(r)} |" for r in rows), "", *(f"- alarm: {f}" for f in false)]
     if args.same:
         lines += ["", "Planted and cured against the healthy step, interleaved (METHOD 15, V4), the interval over pairs of steps made anew. "
                   "\"Healthy is\": where the plant adds more than the disease, what the healthy step has in its place.", ""]

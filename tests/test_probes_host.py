@@ -91,6 +91,24 @@ def test_cured_is_what_it_was(name):
         assert len(gradients.keys() & theirs.keys()) >= 5
 
 
+@pytest.mark.parametrize("name", ["attention_returns_weights", "cast_storm", "channels_last_harmful", "float64_leak", "layout_breaker",
+                                  "thread_oversubscription", "worker_restart"])
+def test_the_healthy_counterpart_computes_what_the_cured_plant_does(name):
+    module = probe(name)
+    loss, gradients = one_step(contract.healthy_of(module))
+    for cure in probing.cures(module).values():
+        got, theirs = one_step(cure(module.plant(contract.subject_of(module))))
+        assert got == pytest.approx(loss, rel=1e-5) and gradients.keys() == theirs.keys()
+        for n in gradients:
+            torch.testing.assert_close(theirs[n], gradients[n], rtol=1e-4, atol=1e-5)
+
+
+def test_a_healthy_counterpart_that_is_ill_breaks_the_contract():
+    from types import SimpleNamespace
+    module = SimpleNamespace(**{**vars(probe("zero_grad_fills")), "healthy": probe("zero_grad_fills").plant})
+    assert "zero_grad_fills fires on its healthy counterpart" in contract.check("zero_grad_fills", module, {"zero_grad_fills": module}).wrong
+
+
 @pytest.mark.parametrize("name", ["pointwise_chains", "python_loops_over_parameters", "compile_pathologies"])
 def test_plants_without_a_quick_cure_change_no_number(name):
     module = probe(name)
