@@ -91,6 +91,11 @@ def subject_of(module: ModuleType) -> Workload:
     return subject(getattr(module, "SUBJECT", "conv"))
 
 
+def healthy_of(module: ModuleType) -> Workload:
+    """What the cured plant of this probe has to be as fast as: the subject, with all that the plant adds to it but the disease."""
+    return getattr(module, "healthy", lambda w: w)(subject_of(module))
+
+
 def evidence_of(workload: Workload, batch: int = BATCH) -> Evidence:
     """Evidence of a workload on this CPU."""
     from perfscope.evidence import gather
@@ -131,6 +136,9 @@ def check(name: str, module: ModuleType, everyone: dict[str, ModuleType]) -> Kep
         wrong += [f"{n} failed on its {case} case: {why}" for n, why in failed.items()]
         wrong += [f"silent on its own {case} case"] if name not in seen else []
         wrong += [f"{n} fires on its {case} case too" for n in seen if n != name and n not in also]
+    if hasattr(module, "healthy"):
+        seen, failed = _fired(everyone, evidence_of(healthy_of(module)))
+        wrong += [f"{n} fires on its healthy counterpart" for n in seen] + [f"{n} failed on its healthy counterpart: {why}" for n, why in failed.items()]
     if hasattr(module, "examples"):
         seen, _ = _fired({name: module}, module.examples()[1])
         wrong += ["fires on its healthy example"] if seen else []

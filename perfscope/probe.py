@@ -13,6 +13,8 @@ A probe is a file `<name>.py` with
     COSTLY          True if trying the cure takes long (compiling), or the names of those candidates: `diagnose` leaves them to `fix`
     plant(workload) -> Workload                 the disease, on purpose, on the clean workload given
     HEAP            True if the cure changes what malloc does with freed memory; all others are timed with a heap that keeps it
+    healthy(workload) -> Workload               the same with all that `plant` adds but the disease, as one would write it who knew better: what
+                    fix(plant(workload)) has to be as fast as. Left out where that is the workload itself
     examples() -> (ill, healthy)                evidence made by hand for what a CPU cannot show; for DEVICES without "cpu"
     edit(source) -> list of perfscope.patch.Edit    the cure in the user's source; optional
     CODE            the lines to add, for a user whose source is not known; DEVICE in it becomes "cpu" or "cuda"

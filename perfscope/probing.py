@@ -81,7 +81,7 @@ def problems(module: ModuleType) -> list[str]:
     uses = getattr(module, "USES", None)
     if not isinstance(uses, tuple) or not uses or not set(uses) <= set(LAYERS):
         out.append(f"USES is {uses!r}, not a tuple of {', '.join(LAYERS)}")
-    for function, count in (("detect", 1), ("fix", 1), ("plant", 1), ("examples", 0)):
+    for function, count in (("detect", 1), ("fix", 1), ("plant", 1), ("healthy", 1), ("examples", 0)):
         value = getattr(module, function, None)
         if value is None and function != "detect":
             continue

@@ -20,7 +20,8 @@ Layers that have to leave autocast for their precision. A few casts of small par
 SLOW_PATHS S20; torch/csrc and aten/src/ATen/autocast_mode.cpp (cached_cast); PyTorch "Automatic Mixed Precision examples".
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 from perfscope.probe import Finding, Place, add, replace
 
@@ -78,18 +79,31 @@ def fix(workload):
     return add(workload, contexts=[kept], on_optimizer=[forgetful])
 
 
-def plant(workload):
-    """The forward pass in chunks of the batch, each in an autocast context of its own."""
+def chunked(model, around):
+    """The forward pass in chunks of the batch, each in an autocast context of its own, all in around(device)."""
     import torch
+    whole = model.forward
 
-    def chunked(model):
-        whole = model.forward
-
-        def forward(x):
-            out = []
+    def forward(x):
+        out = []
+        with around(x.device.type):
             for part in x.chunk(CHUNKS):
-                with torch.autocast(x.device.type, torch.bfloat16):
+                with autocast(x.device.type):
                     out.append(whole(part))
             return torch.cat(out)
-        model.forward = forward
-    return add(replace(workload, dtype="float32"), on_model=[chunked])
+    model.forward = forward
+
+
+def autocast(device):
+    import torch
+    return torch.autocast(device, torch.bfloat16)
+
+
+def healthy(workload):
+    """The same chunks, and one autocast context around them all."""
+    return add(replace(workload, dtype="float32"), on_model=[partial(chunked, around=autocast)])
+
+
+def plant(workload):
+    """The forward pass in chunks of the batch, each in an autocast context of its own."""
+    return add(replace(workload, dtype="float32"), on_model=[partial(chunked, around=nullcontext)])

@@ -21,6 +21,8 @@ SLOW_PATHS S07; pytorch/pytorch#34977 (grouped convolutions), #44943, #50036, #5
 layers, process time, best of five.
 """
 
+from functools import partial
+
 from perfscope.evidence import layers
 from perfscope.probe import Finding, Place, add, replace
 
@@ -91,19 +93,15 @@ def contiguous(layer, x):
 def islands(model):
     """Norms and softmaxes that dislike channels_last run on contiguous tensors; what follows gets channels_last again."""
     import torch
-    kinds = (torch.nn.GroupNorm, torch.nn.InstanceNorm2d, torch.nn.Softmax2d)
+    kinds, last = (torch.nn.GroupNorm, torch.nn.InstanceNorm2d, torch.nn.Softmax2d), torch.channels_last
 
-    def before(module, args):
-        x = args[0]
-        module.was_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return (x.contiguous(), *args[1:]) if module.was_last else None
-
-    def behind(module, args, output):
-        return output.contiguous(memory_format=torch.channels_last) if module.was_last and output.dim() == 4 else None
+    def converting(usual, x):
+        if x.dim() == 4 and x.is_contiguous(memory_format=last) and not x.is_contiguous():
+            return usual(x.contiguous()).contiguous(memory_format=last)
+        return usual(x)
     for m in model.modules():
         if isinstance(m, kinds) or isinstance(m, (torch.nn.Softmax, torch.nn.LogSoftmax)) and m.dim in (1, -3):
-            m.register_forward_pre_hook(before)
-            m.register_forward_hook(behind)
+            m.forward = partial(converting, m.forward)      # not hooks: two of them cost as much as a small norm
 
 
 CURES = {
@@ -112,12 +110,21 @@ CURES = {
 }
 
 
-def group_norms(model):
-    """Group norm in the place of every batch norm of the model's own children."""
+def group_norms(model, island=False):
+    """Group norm in the place of every batch norm of the model's own children; `island`: one that computes on contiguous tensors."""
     import torch
+
+    class Island(torch.nn.GroupNorm):
+        def forward(self, x):
+            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
     for name, m in list(model.named_children()):
         if isinstance(m, torch.nn.BatchNorm2d):
-            setattr(model, name, torch.nn.GroupNorm(m.num_features // 4, m.num_features))
+            setattr(model, name, (Island if island else torch.nn.GroupNorm)(m.num_features // 4, m.num_features))
+
+
+def healthy(workload):
+    """Group norms that were written to compute on contiguous tensors, in a network in channels_last."""
+    return add(workload, on_model=[partial(group_norms, island=True)], memory_format="channels_last")
 
 
 def plant(workload):

@@ -20,6 +20,7 @@ SLOW_PATHS S17; PyTorch "Tensor Attributes", type promotion; CUDA C++ Programmin
 """
 
 import copy
+from functools import partial
 
 from perfscope.evidence.precision import tensors_of
 from perfscope.probe import Finding, Place, add, replace
@@ -139,11 +140,19 @@ def fix(workload):
     return add(replace(workload, batch=batch, data=data, loss=loss), on_model=[narrow_module])
 
 
+def scaled(model, dtype):
+    """A per-channel scale behind the first norm: a buffer."""
+    import torch
+    norm = model.norm1
+    norm.register_buffer("scale", torch.ones(norm.num_features, 1, 1, dtype=getattr(torch, dtype), device=norm.weight.device))
+    norm.register_forward_hook(lambda m, args, out: (out * m.scale).to(out.dtype))
+
+
+def healthy(workload):
+    """A per-channel scale behind the first norm, in float32."""
+    return add(workload, on_model=[partial(scaled, dtype="float32")])
+
+
 def plant(workload):
-    """A per-channel scale behind the first norm that came from NumPy: a float64 buffer."""
-    def scaled(model):
-        import torch
-        norm = model.norm1
-        norm.register_buffer("scale", torch.ones(norm.num_features, 1, 1, dtype=torch.float64, device=norm.weight.device))
-        norm.register_forward_hook(lambda m, args, out: (out * m.scale).to(out.dtype))
-    return add(workload, on_model=[scaled])
+    """The same scale as NumPy gives it: a float64 buffer."""
+    return add(workload, on_model=[partial(scaled, dtype="float64")])

@@ -13,7 +13,8 @@ it: instance norm, softmax over channels, `torch.cat` with a contiguous tensor, 
 ## Cure
 Convert once, right at the break: a forward hook gives the output of each module that breaks the layout in channels_last again, so that
 normalisation, activation and pooling behind it are back in the layout. Better still, replace the operator (GroupNorm for instance
-norm, `.contiguous(memory_format=torch.channels_last)` for `.contiguous()`).
+norm, `.contiguous(memory_format=torch.channels_last)` for `.contiguous()`). convert: the hooks. keep: `.contiguous()` leaves tensors
+in channels_last as they are, and hooks convert behind what breaks the layout still; it fails where a `.view` needs what it was called for.
 
 ## Not for
 A break right before the head, with no convolution behind it. If the break and the convolution are in one forward function, no hook comes between
@@ -22,6 +23,9 @@ them: then this is a hint with the line to change.
 ## References
 SLOW_PATHS S06 (which operators break and which keep the layout, torch 2.13); pytorch/pytorch#59168 (nnU-Net is faster without).
 """
+
+from contextlib import contextmanager
+from functools import partial
 
 from perfscope.probe import Finding, Place, add
 
@@ -90,16 +94,46 @@ def keep_layout(model):
             watch(module, [])
 
 
-def fix(workload):
+@contextmanager
+def contiguous_keeps():
+    """Within, x.contiguous() gives x itself where it is dense in channels_last."""
+    import torch
+    usual, last = torch.Tensor.contiguous, torch.channels_last
+
+    def contiguous(x, *args, **kwargs):
+        return x if not args and not kwargs and x.dim() == 4 and x.is_contiguous(memory_format=last) else usual(x, *args, **kwargs)
+    torch.Tensor.contiguous = contiguous
+    try:
+        yield
+    finally:
+        del torch.Tensor.contiguous
+        if torch.Tensor.contiguous is not usual:            # it was somebody else's, not what the base class has
+            torch.Tensor.contiguous = usual
+
+
+def convert(workload):
     return add(workload, on_model=[keep_layout])
 
 
-def breaking(model):
-    """The first batch norm gives contiguous tensors."""
+def keep(workload):
+    return add(workload, on_model=[keep_layout], contexts=[contiguous_keeps])
+
+
+CURES = {"keep": keep, "convert": convert}
+
+
+def made_dense(model, **options):
+    """The first batch norm gives dense tensors: output.contiguous(**options)."""
     import torch
     norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    norm.register_forward_hook(lambda module, args, output: output.contiguous())
+    norm.register_forward_hook(lambda module, args, output: output.contiguous(**{k: getattr(torch, v) for k, v in options.items()}))
+
+
+def healthy(workload):
+    """Made dense in the layout that it has."""
+    return add(workload, on_model=[partial(made_dense, memory_format="channels_last")])
 
 
 def plant(workload):
-    return add(workload, on_model=[breaking])
+    """Made contiguous, as `.contiguous()` does if nobody says otherwise."""
+    return add(workload, on_model=[made_dense])

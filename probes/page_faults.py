@@ -103,5 +103,10 @@ def no_holes():
             libc.free(block)
 
 
+def healthy(workload):
+    """The same block, from a heap that keeps it."""
+    return fix(add(workload, after_step=Scratch(workload.after_step)))
+
+
 def plant(workload):
     return add(workload, contexts=[partial(heap.tuned, GIVE_BACK), no_holes], after_step=Scratch(workload.after_step))

@@ -67,5 +67,10 @@ def fix(workload):
     return replace(add(workload, contexts=[threads(lambda n: min(n, cores))]), data=data)
 
 
+def healthy(workload):
+    """As many threads as cores."""
+    return add(workload, contexts=[threads(lambda n: math.ceil(machine.cpu()["cores_usable"]))])
+
+
 def plant(workload):
     return add(workload, contexts=[threads(lambda n: 2 * math.ceil(machine.cpu()["cores_usable"]))])

@@ -48,11 +48,21 @@ def fix(workload):
     return replace(workload, data=feed.rebuilt(workload.data, persistent_workers=True))
 
 
-def plant(workload):
+def loaded(workload, **options):
+    """Eight batches per epoch by one worker, forever."""
     samples = TensorDataset(*(torch.as_tensor(t) for t in workload.batch(64)))
 
     def data(n):
-        loader = DataLoader(samples, n, num_workers=1, drop_last=True)
+        loader = DataLoader(samples, n, num_workers=1, drop_last=True, **options)
         while True:
             yield from loader
     return replace(workload, data=data)
+
+
+def healthy(workload):
+    """The same loader, whose worker stays."""
+    return loaded(workload, persistent_workers=True)
+
+
+def plant(workload):
+    return loaded(workload)

@@ -92,6 +92,24 @@ def test_cured_is_what_it_was(name):
         assert len(gradients.keys() & theirs.keys()) >= 5
 
 
+@pytest.mark.parametrize("name", ["attention_returns_weights", "cast_storm", "channels_last_harmful", "float64_leak", "layout_breaker",
+                                  "thread_oversubscription", "worker_restart"])
+def test_the_healthy_counterpart_computes_what_the_cured_plant_does(name):
+    module = probe(name)
+    loss, gradients = one_step(contract.healthy_of(module))
+    for cure in probing.cures(module).values():
+        got, theirs = one_step(cure(module.plant(contract.subject_of(module))))
+        assert got == pytest.approx(loss, rel=1e-5) and gradients.keys() == theirs.keys()
+        for n in gradients:
+            torch.testing.assert_close(theirs[n], gradients[n], rtol=1e-4, atol=1e-5)
+
+
+def test_a_healthy_counterpart_that_is_ill_breaks_the_contract():
+    from types import SimpleNamespace
+    module = SimpleNamespace(**{**vars(probe("zero_grad_fills")), "healthy": probe("zero_grad_fills").plant})
+    assert "zero_grad_fills fires on its healthy counterpart" in contract.check("zero_grad_fills", module, {"zero_grad_fills": module}).wrong
+
+
 @pytest.mark.parametrize("name", ["pointwise_chains", "python_loops_over_parameters", "compile_pathologies"])
 def test_plants_without_a_quick_cure_change_no_number(name):
     module = probe(name)
@@ -389,15 +407,32 @@ def test_when_collections_are_worth_a_word(count, seconds, fires):
 def test_the_collector_is_as_it_was_and_collects_every_50_steps(monkeypatch):
     import gc
     module, calls = probe("gc_pauses"), []
-    kept, enabled = gc.get_freeze_count(), gc.isenabled()
+    kept, enabled, collect = gc.get_freeze_count(), gc.isenabled(), gc.collect
     with module.frozen():
         assert not gc.isenabled() and gc.get_freeze_count() > kept
-    assert (gc.get_freeze_count(), gc.isenabled()) == (kept, enabled)
-    after = module.Collecting(lambda loss: calls.append("after"))
+        assert gc.collect() == gc.collect(0) == gc.collect(generation=1) == 0 and gc.collect is not collect
+    assert (gc.get_freeze_count(), gc.isenabled(), gc.collect) == (kept, enabled, collect)
     monkeypatch.setattr(module.gc, "collect", lambda: calls.append("collect"))
+    after = module.Collecting(lambda loss: calls.append("after"))
     for _ in range(100):
         after(None)
     assert calls.count("after") == 100 and [i for i, c in enumerate(calls) if c == "collect"] == [50, 101]
+
+
+def test_whoever_measures_keeps_what_was_frozen():
+    import gc
+    module, enabled = probe("gc_pauses"), gc.isenabled()
+    gc.freeze()
+    gc.disable()
+    try:
+        kept = gc.get_freeze_count()
+        with module.frozen():
+            pass
+        assert gc.get_freeze_count() >= kept and not gc.isenabled()
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 def test_compiling_is_watched_from_both_ends():

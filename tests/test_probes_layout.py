@@ -251,6 +251,14 @@ def test_keeping_the_layout_changes_no_number_and_leaves_hooks_only_where_it_bre
     assert [len(m._forward_hooks) for m in model] == [0, 1, 0, 0]
 
 
+def test_contiguous_keeps_the_layout_only_within_and_only_where_nothing_was_asked():
+    last, usual = torch.randn(2, 8, 8, 8).contiguous(memory_format=torch.channels_last), torch.Tensor.contiguous
+    with probe("layout_breaker").contiguous_keeps():
+        assert last.contiguous() is last and last.contiguous(memory_format=torch.contiguous_format).is_contiguous()
+        assert last[:, ::2].contiguous().is_contiguous() and last.transpose(0, 1).contiguous().is_contiguous() and last[0].contiguous().is_contiguous()
+    assert torch.Tensor.contiguous is usual and "contiguous" not in vars(torch.Tensor) and last.contiguous().is_contiguous()
+
+
 @pytest.mark.parametrize("answer, fires", [
     (timed(0.05, 0.4, 0.35, 0.45), True),           # half of the step, 60 % of it saved
     (timed(0.05, 0.92, 0.85, 0.97), False),         # the interval does not clear 10 % of the layers' time
