@@ -21,7 +21,8 @@ import sys
 import time
 from pathlib import Path
 
-from perfscope import diagnose, probing
+from perfscope import elsewhere, probing
+from perfscope.diagnose import Asked, diagnose, to_look_at
 from perfscope.errors import PerfscopeError
 from perfscope.fix import LEAST_ROUNDS, Lab
 from perfscope.measure import machine, stats
@@ -48,12 +49,17 @@ def spec(name: str) -> str:
 
 def ab(lab: Lab, cures: list[str], processes: range) -> dict[str, dict]:
     """Each cure against the original as `fix` judges it: verdict, change, rounds; or the error."""
-    rounds, errors = [], {}
-    for p in processes:
-        turns = lab.turns({BEFORE: (), **{c: (c,) for c in cures}}, p)
-        rounds.append(turns.rounds)
-        errors |= turns.errors
-    out = {}
+    of_heap = [c for c in cures if probing.about_heap((c,), lab.chosen)]
+    return {c: result for group in ([c for c in cures if c not in of_heap], of_heap) if group for c, result in _ab(lab, group, processes).items()}
+
+
+def _ab(lab: Lab, cures: list[str], processes: range) -> dict[str, dict]:
+    rounds, errors, out = [], {}, {}
+    with elsewhere.started(*["perfscope.turns"] * len(processes)) as started:
+        for p, process in zip(processes, started):
+            turns = lab.turns({BEFORE: (), **{c: (c,) for c in cures}}, p, process)
+            rounds.append(turns.rounds)
+            errors |= turns.errors
     for c in cures:
         if c in errors:
             out[c] = {"error": errors[c]}
@@ -69,14 +75,15 @@ def verdict_of(rounds, cure: str) -> dict:
     return {"verdict": stats.verdict(change, len(rounds)).word, "change": to_dict(change), "rounds": len(rounds)}
 
 
-def settled(d: dict) -> dict[str, dict]:
+def settled(d: dict, chosen: dict) -> dict[str, dict]:
     """What was FASTER and then UNCLEAR, measured for longer in yet another process."""
     open_ = [c for c, r in d.get("again", {}).items() if r.get("verdict") == "UNCLEAR"]
     if not open_:
         return {}
     options = Options(model=spec(d["model"]), batch_sizes=(d["batch"],))
-    turns = take_turns_elsewhere(options, {BEFORE: (), **{c: (c,) for c in open_}}, d["batch"], budget_s=SETTLE_S * len(open_), target=0.005,
-                                 max_rounds=SETTLE_ROUNDS, seed=d["processes"] + 1)
+    with elsewhere.started("perfscope.turns") as (process,):
+        turns = take_turns_elsewhere(process, options, {BEFORE: (), **{c: (c,) for c in open_}}, d["batch"], budget_s=SETTLE_S * len(open_),
+                                     target=0.005, max_rounds=SETTLE_ROUNDS, seed=d["processes"] + 1, keep_heap=not probing.about_heap(open_, chosen))
     return {c: verdict_of(turns.rounds, c) for c in open_}
 
 
@@ -84,9 +91,9 @@ def one(name: str, chosen: dict, budget_s: float, processes: int) -> dict:
     """What came of one model."""
     begin = time.perf_counter()
     options = Options(model=spec(name), batch_sizes=(MODELS.get(name, 4),))
-    found = diagnose.diagnose(options.model, options=options)
-    cures = diagnose.to_look_at(found.findings, chosen)
-    lab = Lab(options.model, True, options, diagnose.Asked(), chosen, found.step.point if found.step else 0.1)
+    found = diagnose(options.model, options=options)
+    cures = to_look_at(found.findings, chosen)
+    lab = Lab(options.model, True, options, Asked(), chosen, found.step.point if found.step else 0.1)
     lab.budget_s = budget_s
     first = ab(lab, cures, range(processes)) if cures else {}
     faster = [c for c, r in first.items() if r.get("verdict") == "FASTER"]
@@ -201,7 +208,7 @@ def main() -> int:
     mine = [done[n] for n in wanted if n in done]
     for d in [d for d in mine if "error" not in d and "settled" not in d]:
         try:
-            d["settled"] = settled(d)
+            d["settled"] = settled(d, chosen)
         except KeyboardInterrupt:
             break
         part = out.with_suffix(".part")
