@@ -155,7 +155,7 @@ def markdown(done: list[dict], command: str) -> str:
              f"`{command}`, {time.strftime('%Y-%m-%d')}, {cpu['cpu']}, {cpu['cores']} cores shared with other work (load "
              f"{min((d['load'] for d in good), default=0)} to {max((d['load'] for d in good), default=0)}), {os.environ.get('OMP_NUM_THREADS', 'all')} OpenMP "
              f"thread(s), Python {platform.python_version()}; {sum(d['wall_s'] for d in good) / 60:.0f} min. Each A/B: >= {LEAST_ROUNDS} interleaved rounds "
-             f"in {max((d['processes'] for d in good), default=1)} process(es) (`fix` uses 3); the repetition is one new process.", "",
+             f"in {max((d['processes'] for d in good), default=1)} process(es) (`fix` uses 3 to 7); the repetition is one new process.", "",
              f"- models: {len(good)}" + (f", and {len(done) - len(good)} that could not be run" if len(done) > len(good) else ""),
              f"- findings whose cure was measured: {measured}; SLOWER although the diagnosis did not say so: {rate(len(j['slower unsaid']), measured)}; "
              f"SLOWER as the diagnosis said: {len(j['slower said'])}",

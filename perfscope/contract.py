@@ -73,12 +73,12 @@ def subject(name: str, size: int = 0, seed: int = 0) -> Workload:
     """The healthy workload of this name: "conv" (`size`: its channels), "transformer" (its embedding)."""
     torch.manual_seed(seed)
     adam = partial(torch.optim.AdamW, lr=1e-3, fused=True)
-    low = dict(dtype=low_precision(), contexts=(heap.kept,))
+    common = dict(dtype=low_precision(), contexts=(heap.kept,))
     if name == "conv":
-        return Workload(Conv(size or WIDTH), nn.CrossEntropyLoss(), adam, image_batch((8, SIDE, SIDE), CLASSES), name="conv", **low,
+        return Workload(Conv(size or WIDTH), nn.CrossEntropyLoss(), adam, image_batch((8, SIDE, SIDE), CLASSES), name="conv", **common,
                         memory_format="channels_last", input_shape=(8, SIDE, SIDE), classes=CLASSES)
     if name == "transformer":
-        return Workload(Transformer(size or 32), token_loss, adam, token_batch(CONTEXT, VOCABULARY), name="transformer", **low,
+        return Workload(Transformer(size or 32), token_loss, adam, token_batch(CONTEXT, VOCABULARY), name="transformer", **common,
                         input_shape=(CONTEXT,), classes=VOCABULARY)
     raise ValueError(f"there is no subject {name!r}")
 
