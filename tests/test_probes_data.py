@@ -248,6 +248,12 @@ def test_a_sample_covers_the_bursts_of_its_workers():
 
 # ---------------------------------------------------------------- loading in the step
 
+def test_the_bytes_of_a_batch_and_of_a_data_set_of_tensors_are_counted():
+    loader = DataLoader(TensorDataset(torch.zeros(20, 3), torch.zeros(20, dtype=torch.long)), 4)
+    known = facts(Workload(None, None, None, None, loader), Batches(4, None, None, iter(loader)))
+    assert (known["batch_bytes"], known["dataset_bytes"], known["samples"], known["device"]) == (4 * (3 * 4 + 8), 20 * (3 * 4 + 8), 20, "cpu")
+
+
 def test_who_loads_is_known(monkeypatch):
     def of(data):
         batches = Batches(5, None, None, iter(data(5)))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from perfscope.workload.data import tensors
 from perfscope.workload.step import Batches
 from perfscope.workload.workload import Workload
 
@@ -39,16 +40,16 @@ def facts(workload: Workload, batches: Batches) -> dict[str, Any]:
         begin = time.perf_counter()
         pair = next(batches.pipeline)
         seconds.append(time.perf_counter() - begin)
-        shapes.add(tuple(tuple(t.shape) for t in _tensors(pair)))
+        shapes.add(tuple(tuple(t.shape) for t in tensors(pair)))
     own = time.thread_time() - own
-    tensors = list(_tensors(pair))
+    found = list(tensors(pair))
     behind = find(batches.pipeline)
     computes = behind.num_workers == 0 if behind is not None else own >= WAITING * sum(seconds)
     known = {"in_process": getattr(batches.pipeline, "in_process", computes),
-             "batch_s": sorted(seconds)[len(seconds) // 2], "batch_bytes": sum(t.numel() * t.element_size() for t in tensors),
+             "batch_s": sorted(seconds)[len(seconds) // 2], "batch_bytes": sum(t.numel() * t.element_size() for t in found),
              "batches": TIMED_BATCHES, "shapes": len(shapes),
-             "pinned": bool(tensors) and torch.cuda.is_available() and all(t.is_pinned() for t in tensors),
-             "device": tensors[0].device.type if tensors else ""}
+             "pinned": bool(found) and torch.cuda.is_available() and all(t.is_pinned() for t in found),
+             "device": found[0].device.type if found else ""}
     loader = behind or find(workload.data)
     if loader is None:
         return known
@@ -63,14 +64,3 @@ def _length(dataset) -> int | None:
         return len(dataset)
     except TypeError:
         return None
-
-
-def _tensors(value):
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for v in value.values():
-            yield from _tensors(v)
-    elif isinstance(value, (tuple, list)):
-        for v in value:
-            yield from _tensors(v)

@@ -49,7 +49,7 @@ def fixed_rows(pair, n: int):
     Rows are what the first tensor's first dimension counts; tensors of another length (a table of positions, a
     scalar) are left as they are. Mappings come back as plain dicts. Raises WorkloadError if there is no row.
     """
-    rows = next((t.shape[0] for t in _tensors(pair) if t.dim()), 0)
+    rows = next((t.shape[0] for t in tensors(pair) if t.dim()), 0)
     if not rows:
         raise WorkloadError("the batch holds no tensor with at least one row",
                             "Give (inputs, target) of tensors whose first dimension is the sample.")
@@ -68,15 +68,16 @@ def fixed_rows(pair, n: int):
     return fit(pair)
 
 
-def _tensors(value) -> Iterator[torch.Tensor]:
+def tensors(value) -> Iterator[torch.Tensor]:
+    """All tensors in a batch: itself, or those in its dictionaries, tuples and lists."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
         for v in value.values():
-            yield from _tensors(v)
+            yield from tensors(v)
     elif isinstance(value, (tuple, list)):
         for v in value:
-            yield from _tensors(v)
+            yield from tensors(v)
 
 
 # ---------------------------------------------------------------- the work on a batch of images
