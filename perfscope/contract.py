@@ -132,25 +132,27 @@ def check(name: str, module: ModuleType, everyone: dict[str, ModuleType]) -> Kep
     also = set(getattr(module, "ALSO", ()))
     for case, evidence in ill_cases(name, module).items():
         seen, failed = _fired(everyone, evidence)
-        fired[case] = seen
+        fired[case] = tuple(seen)
         wrong += [f"{n} failed on its {case} case: {why}" for n, why in failed.items()]
         wrong += [f"silent on its own {case} case"] if name not in seen else []
-        wrong += [f"{n} fires on its {case} case too" for n in seen if n != name and n not in also]
+        wrong += [f"{n} fires on its {case} case too: {saw}" for n, saw in seen.items() if n != name and n not in also]
     if hasattr(module, "healthy"):
         seen, failed = _fired(everyone, evidence_of(healthy_of(module)))
-        wrong += [f"{n} fires on its healthy counterpart" for n in seen] + [f"{n} failed on its healthy counterpart: {why}" for n, why in failed.items()]
+        wrong += [f"{n} fires on its healthy counterpart: {saw}" for n, saw in seen.items()]
+        wrong += [f"{n} failed on its healthy counterpart: {why}" for n, why in failed.items()]
     if hasattr(module, "examples"):
         seen, _ = _fired({name: module}, module.examples()[1])
-        wrong += ["fires on its healthy example"] if seen else []
+        wrong += [f"fires on its healthy example: {saw}" for saw in seen.values()]
     for label, cure in probing.cures(module).items():
         if plantable(module) and not probing.costly(module, label):
             cured = cure(module.plant(subject_of(module)))
             seen, failed = _fired({name: module}, evidence_of(cured))
-            wrong += [f"still fires after its cure {label}".rstrip()] if seen else []
+            wrong += [f"still fires after its cure {label}".rstrip() + f": {saw}" for saw in seen.values()]
             wrong += [f"fails after its cure: {w}" for w in failed.values()]
     return Kept(tuple(wrong), fired)
 
 
-def _fired(everyone: dict[str, ModuleType], evidence: Evidence) -> tuple[tuple[str, ...], dict[str, str]]:
+def _fired(everyone: dict[str, ModuleType], evidence: Evidence) -> tuple[dict[str, str], dict[str, str]]:
+    """Probe -> what it saw first, of those that fired; and probe -> its error."""
     findings, failed, _ = probing.detect(everyone, evidence)
-    return tuple(dict.fromkeys(f.probe for f in findings)), failed
+    return {f.probe: f.places[0].saw if f.places else f.text for f in reversed(findings)}, failed

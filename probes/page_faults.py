@@ -2,8 +2,9 @@
 
 ## What it sees
 Page faults of this process (getrusage) in a few steps after the first, and the processor time that the kernel took meanwhile.
-It fires at 256 faults or more in the median step, 1 MiB of pages, where the kernel's time is at least 5 % of the steps' time
-(or of this process's own processor time, if that is less).
+It fires at 256 faults or more in every one of these steps, 1 MiB of pages, where the kernel's time for them is at least 5 % of
+the steps' time (or of this process's own processor time, if that is less). What only some steps have is no such disease: a heap
+that still grows, a fork, after which each page that is written faults once. The kernel's time is divided evenly among all faults.
 
 ## Why it is slow
 PyTorch takes the memory of tensors on a CPU from malloc and caches none. glibc's malloc gives the free end of its heap back to the
@@ -29,7 +30,6 @@ mallopt(3), M_TRIM_THRESHOLD and M_MMAP_THRESHOLD; PyTorch documentation, "Perfo
 import contextlib
 import ctypes
 from functools import partial
-from statistics import median
 
 from perfscope.measure import heap
 from perfscope.probe import Finding, Place, add
@@ -48,19 +48,20 @@ GIVE_BACK = {heap.TRIM_THRESHOLD: heap.LEAST, heap.MMAP_THRESHOLD: heap.LEAST, h
 
 def detect(evidence):
     seen = evidence.config.observed
-    steps, total = seen.get("steps", 0), min(sum(seen.get("step_s", ())), seen.get("cpu_s", 0.0))   # neither waiting nor spinning counts
-    if not steps or not total:
+    each, total = seen.get("page_faults") or [0], min(sum(seen.get("step_s", ())), seen.get("cpu_s", 0.0))   # neither waiting nor spinning counts
+    faults = min(each)
+    if faults < FAULTS or not total:
         return
-    faults = median(seen.get("page_faults") or [0])         # of a usual step: a fork makes many
-    share = min(1.0, seen.get("system_s", 0.0) / total)
-    if faults < FAULTS or share < SHARE:
+    system_s = seen["system_s"] * faults / sum(each)        # per step, for the faults that every step has
+    share = min(1.0, system_s * len(each) / total)
+    if share < SHARE:
         return
-    place = Place("malloc", f"{faults:.0f} page faults per step ({faults * heap.PAGE / 2**20:.0f} MiB); the kernel works "
-                  f"{seen['system_s'] / steps * 1e3:.1f} of {total / steps * 1e3:.1f} ms per step")
+    place = Place("malloc", f"{faults} page faults or more in every step ({faults * heap.PAGE / 2**20:.0f} MiB), for which the kernel "
+                  f"works {system_s * 1e3:.1f} of {total / len(each) * 1e3:.1f} ms")
     other = not heap.listens()
     yield Finding("", "freed memory goes back to the kernel at every step and is faulted in again", (place,),
                   "use a malloc that keeps memory: this one is not glibc's" if other else "tell malloc to keep what was freed",
-                  share=share, basis="ceiling", evidence={"page_faults_per_step": faults, "system_s_per_step": seen["system_s"] / steps},
+                  share=share, basis="ceiling", evidence={"page_faults_per_step": faults, "system_s_per_step": system_s},
                   extra={"hint": True} if other else {})
 
 
@@ -90,8 +91,11 @@ class Scratch:
 
 @contextlib.contextmanager
 def no_holes():
-    """Whatever in the heap could serve the planted block is taken, while inside: earlier work may have left room there."""
+    """Whatever in the heap could serve the planted block is taken, while inside: earlier work may have left room there. Its pages
+    are small ones, also where the kernel would give this process large ones unasked."""
     libc, taken = heap.libc(), []
+    large = libc.prctl(heap.GET_THP_DISABLE, 0, 0, 0, 0)
+    libc.prctl(heap.SET_THP_DISABLE, 1, 0, 0, 0)
     while len(taken) < MOST_HOLES and not heap.is_mapped(block := libc.malloc(SCRATCH)):
         taken.append(block)
     if len(taken) < MOST_HOLES:
@@ -99,6 +103,7 @@ def no_holes():
     try:
         yield
     finally:
+        libc.prctl(heap.SET_THP_DISABLE, max(0, large), 0, 0, 0)
         for block in taken:
             libc.free(block)
 

@@ -87,6 +87,11 @@ def test_slices_are_neither():
     assert Tensor(tuple(x.shape), "float32", x.stride()).layout == "other"
 
 
+@pytest.mark.parametrize("step_s, steps", [(10., 1), (1., 2), (.3, 5), (.05, 5), (.01, 10), (.001, 20), (0., 20)])
+def test_short_steps_are_watched_for_longer_and_long_ones_for_less(step_s, steps):
+    assert evidence.steps_to_observe(step_s) == steps
+
+
 def test_bytes():
     assert Tensor((2, 3), "bfloat16").bytes == 12 and Tensor((2, 3), "float64").bytes == 48 and Tensor((4,), "bool").bytes == 4
 

@@ -107,7 +107,8 @@ def test_the_healthy_counterpart_computes_what_the_cured_plant_does(name):
 def test_a_healthy_counterpart_that_is_ill_breaks_the_contract():
     from types import SimpleNamespace
     module = SimpleNamespace(**{**vars(probe("zero_grad_fills")), "healthy": probe("zero_grad_fills").plant})
-    assert "zero_grad_fills fires on its healthy counterpart" in contract.check("zero_grad_fills", module, {"zero_grad_fills": module}).wrong
+    (wrong,) = contract.check("zero_grad_fills", module, {"zero_grad_fills": module}).wrong
+    assert wrong.startswith("zero_grad_fills fires on its healthy counterpart: ")
 
 
 @pytest.mark.parametrize("name", ["pointwise_chains", "python_loops_over_parameters", "compile_pathologies"])
@@ -530,13 +531,15 @@ def test_tensors_made_on_the_cpu():
 
 
 @pytest.mark.parametrize("faults, system_s, step_s, cpu_s, share", [
-    (256, .006, .1, .1, .06), (255, .006, .1, .1, None), (256, .004, .1, .1, None), (256, .006, 9., .1, .06), (256, .006, .1, 9., .06),
-    (2560, 3., .1, 9., 1.0), (0, 0., 0., 0., None)])
+    ([256, 256], .006, .1, .1, .06), ([255, 9999, 9999], .1, .1, .1, None), ([256, 256], .004, .1, .1, None), ([256, 256], .006, 9., .1, .06),
+    ([256, 256], .006, .1, 9., .06), ([2560], 3., .1, 9., 1.0), ([0, 0], 0., 0., 0., None), ([256, 256, 512], .008, .1, .1, .06),
+    ([256, 256, 9999], .05, .1, .1, None)])
 def test_page_faults_from_both_ends(faults, system_s, step_s, cpu_s, share):
-    seen = Evidence(Config("cpu", observed={"steps": 3, "step_s": [step_s], "page_faults": [0, faults, 9999], "system_s": system_s, "cpu_s": cpu_s}))
+    """What every step has counts, and its part of the kernel's time: a heap that grows or a fork is in some steps only."""
+    seen = Evidence(Config("cpu", observed={"steps": len(faults), "step_s": [step_s], "page_faults": faults, "system_s": system_s, "cpu_s": cpu_s}))
     found = list(probe("page_faults").detect(seen))
     assert [f.share for f in found] == ([] if share is None else [pytest.approx(share)])
-    assert not found or f"{faults} page faults per step" in found[0].places[0].saw
+    assert not found or f"{faults[0]} page faults or more in every step" in found[0].places[0].saw
 
 
 def test_page_faults_without_what_was_observed():
@@ -557,6 +560,7 @@ HEAP = """
 import ctypes, resource
 from perfscope.measure import heap
 libc = heap.libc()
+libc.prctl(heap.SET_THP_DISABLE, 1, 0, 0, 0)    # the faults below are of small pages
 if {freed}:
     libc.free(libc.malloc({freed}))
 print(heap.usual()[heap.MMAP_THRESHOLD], heap.usual()[heap.TRIM_THRESHOLD])

@@ -31,8 +31,9 @@ from perfscope.registry import PACKAGE
 from perfscope.workload import step
 from perfscope.workload.step import Batches, Prepared, VariantStep, build, present_parts
 
-OBSERVED_STEPS = 5          # steps over which allocations and collections are counted,
-OBSERVED_S = 2.0            # or as many as fit into this time; at least one
+OBSERVED_STEPS = 5          # steps over which allocations, page faults and collections are counted;
+OBSERVED_S = 2.0            # of long ones as many as fit into this time, at least one;
+SHORT_STEPS, SHORT_S = 20, 0.1                      # of short ones as many as fit into that, at most 20: the heap takes some to settle
 ALONE_ROUNDS = 7            # METHOD 5 needs 6 pairs for a 95 % interval
 ALONE_S = 0.4               # of one experiment on a layer alone
 OWN = tuple(str(PACKAGE / name) for name in ("models", "recipes", "examples"))    # perfscope's files that count as the user's
@@ -46,13 +47,19 @@ def full_step(prepared: Prepared, batches: Batches) -> VariantStep:
     return build(prepared, batches, order, order)
 
 
+def steps_to_observe(step_s: float) -> int:
+    """How many steps of this length, in seconds, are watched for what they do besides computing."""
+    per_s = 1 / max(step_s, 1e-9)
+    return max(1, min(int(OBSERVED_S * per_s), max(OBSERVED_STEPS, min(int(SHORT_S * per_s), SHORT_STEPS))))
+
+
 def gather(prepared: Prepared, batches: Batches, layers=("config", "model", "ops")) -> Evidence:
     """The evidence of these layers. Raises what the workload's own code raises."""
     clock, compiled_before = clock_for(prepared.device), _counters()
     variant = full_step(prepared, batches)
     with variant:
         step_s = step_seconds(variant.step, clock)
-    observed = observe(prepared, variant, clock, steps=max(1, min(OBSERVED_STEPS, int(OBSERVED_S / max(step_s, 1e-9)))))
+    observed = observe(prepared, variant, clock, steps_to_observe(step_s))
     observed |= _compiled_since(compiled_before)
     config = settings(prepared, batches, step_s, observed)
     modules, ops = record(prepared, batches) if {"model", "ops"} & set(layers) else (None, None)

@@ -16,6 +16,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4       # malloc.h
 LEAST, LARGEST = 128 << 10, 32 << 20                        # between which glibc moves MMAP_THRESHOLD by itself
 KEEP = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}             # no memory is given back, no block is mapped
+SET_THP_DISABLE, GET_THP_DISABLE = 41, 42                   # prctl.h: no transparent huge pages for this process
 MAPPED = 2                                                  # in the word before a block: it was mapped on its own
 OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 
