@@ -26,8 +26,6 @@ from perfscope.records.diagnose import Record
 LOOK_S = 4.0                # of the quick look at all cures together
 LOOK_ROUNDS = 20
 LOOK_TARGET = 0.02          # half-width; a look need not see what a proof has to
-GPU_BATCH = 512
-CPU_STEP_S = 0.1            # of the default batch size on a CPU, at most: the quick look takes some 50 steps
 TRACED = 2                  # steps of the trace
 EVIDENCE, TRACE, LOOK = "perfscope.diagnose", "perfscope.trace.record", "perfscope.turns"
 
@@ -184,7 +182,7 @@ def look_into(workload, options: Options, chosen: dict, trace: str | None, keep_
     device = step.check_device(options.device)
     prepared = step.prepare(workload, device=device, keep_original=keep_original, seed=options.seed)
     try:
-        size = options.batch_sizes[0] if options.batch_sizes else default_batch(prepared)
+        size = options.batch_sizes[0] if options.batch_sizes else fit.one_size(prepared)
         evidence = gathering.gather(prepared, step.load_batches(prepared, size))
     except (PerfscopeError, KeyboardInterrupt):
         raise
@@ -203,17 +201,6 @@ def look_into(workload, options: Options, chosen: dict, trace: str | None, keep_
     fired = {f.probe for f in findings}
     silent = tuple(n for n in chosen if n not in fired and n not in failed and n not in skipped)
     return Seen(machine.fingerprint(device), workload_info(prepared, options), size, tuple(findings), failed, skipped, silent, tuple(warnings))
-
-
-def default_batch(prepared) -> int:
-    """The batch size of a diagnosis if none was asked for: 512 on a GPU, or what fits; on a CPU what takes up to CPU_STEP_S."""
-    from perfscope.workload import fit, step
-    if prepared.device.type == "cuda":
-        tried = fit.try_sizes(prepared, (64, 256, GPU_BATCH), ("optimizer",))
-        return max((p.batch_size for p in tried if p.status == "ok"), default=8)
-    batches = step.load_batches(prepared, 2)
-    pilots = fit.default_sizes(prepared, step.present_parts(prepared, batches))
-    return max((p.batch_size for p in pilots if p.step_s <= CPU_STEP_S), default=pilots[0].batch_size)
 
 
 # ---------------------------------------------------------------- the quick look

@@ -23,6 +23,7 @@ import torch
 from perfscope import elsewhere
 from perfscope.errors import PerfscopeError
 from perfscope.finding import Numerics
+from perfscope.measure import machine
 from perfscope.options import Options, options_from
 from perfscope.record import from_dict
 from perfscope.workload import Workload, step
@@ -82,7 +83,7 @@ def precision(workload: Workload) -> float:
     eps = EPS.get(lowest(workload), EPS["float32"])
     if eps == EPS["float32"] and workload.contexts:
         with workload.within():
-            if torch.get_float32_matmul_precision() != "highest" and torch.cuda.is_available():
+            if torch.cuda.is_available() and machine.tf32():
                 return EPS["tf32"]
     return eps
 

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from perfscope import contract, probing
-from perfscope.diagnose import Asked, Seen, choose, default_batch, known, looked, read_baseline, to_look_at
+from perfscope.diagnose import Asked, Seen, choose, known, looked, read_baseline, to_look_at
 from perfscope.errors import RecordError, UsageError
 from perfscope.finding import Finding, Place, ranked
 from perfscope.measure.stats import Interval
@@ -119,9 +119,3 @@ def test_a_planted_disease_is_found_by_name_in_processes_of_their_own(tmp_path):
     r = diagnosing.diagnose(f"{tmp_path}/mine.py:workload", options=Options(batch_sizes=(8,), device="cpu"), asked=Asked(trace=False))
     assert [f.probe for f in r.findings] == ["zero_grad_fills"] and r.findings[0].change is not None and r.rounds
     assert {"evidence_s", "look_s"} <= set(r.own_cost)
-
-
-def test_the_default_batch_on_a_cpu_fits_a_tenth_of_a_second(monkeypatch):
-    from perfscope.workload import fit, step
-    monkeypatch.setattr(fit, "default_sizes", lambda p, parts: [fit.Pilot(2), fit.Pilot(16)])
-    assert default_batch(step.prepare(contract.subject("conv"), device="cpu")) == 16

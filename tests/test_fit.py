@@ -141,6 +141,15 @@ def test_default_sizes_on_a_gpu(monkeypatch):
     assert [p.batch_size for p in fit.default_sizes(m.prepared, ())] == [128, 256, 512, 1024]
 
 
+@pytest.mark.parametrize("kind, sample_s, memory, size", [("cpu", fit.ONE_CPU_STEP_S / 16, 10 ** 15, 16), ("cpu", 1.0, 10 ** 15, 1),
+                                                        ("cuda", 1e-4, 10 ** 15, 512), ("cuda", 1e-4, 300 * MIB, 256), ("cuda", 1e-4, 1, 8)])
+def test_one_size_fits_the_memory_and_on_a_cpu_the_time(monkeypatch, kind, sample_s, memory, size):
+    m = Machine(monkeypatch, memory, MIB, sample_s=sample_s, kind=kind)
+    monkeypatch.setattr(fit, "load_batches", lambda prepared, n: None)
+    monkeypatch.setattr(fit, "present_parts", lambda prepared, batches: ())
+    assert fit.one_size(m.prepared) == size
+
+
 # ---------------------------------------------------------------- errors
 
 def wrapped(error):

@@ -7,11 +7,13 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import threading
 
 import pytest
 
 from tests.fakes import FakeNVML
+from perfscope import elsewhere
 from perfscope.measure import machine
 from perfscope.measure.machine import (Nvml, canaries, contended, cpu, cpu_quota, cpu_reader, fingerprint, git_state,
                                        memory_limit, memory_now, peak_memory, reset_peak, throttled, variables, watch)
@@ -56,6 +58,27 @@ def test_switches_follow_torch():
         torch.backends.cudnn.benchmark = before
     with torch.autograd.set_detect_anomaly(True):
         assert machine.switches()["anomaly_mode"] is True
+
+
+TF32 = """
+import torch
+from perfscope.measure import machine
+print(machine.tf32())
+torch.set_float32_matmul_precision("high")
+print(machine.tf32())
+torch.set_float32_matmul_precision("highest")
+print(machine.tf32())
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    for value in ("tf32", "ieee"):
+        torch.backends.cuda.matmul.fp32_precision = value
+        print(machine.tf32())
+"""
+
+
+def test_tf32_by_either_switch():
+    """In a process of its own: whoever has used the newer switch gets errors from the older one for good."""
+    done = subprocess.run([sys.executable, "-c", TF32], capture_output=True, text=True, env=elsewhere.environment())
+    assert done.stdout.split() in (["False", "True", "False", "True", "False"], ["False", "True", "False"]), done.stderr
 
 
 def test_variables_are_an_allow_list_without_paths_and_ids():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from perfscope.errors import UsageError
 from perfscope.workload import census, step
 from perfscope.workload import parts as taking
 from tests import small
@@ -466,7 +467,7 @@ def test_residual_additions_in_place_before_relu_in_place():
 
 def test_residual_needs_a_new_enough_torch(monkeypatch):
     monkeypatch.delattr(torch.library, "get_kernel", raising=False)
-    with pytest.raises(NotImplementedError, match="2.9"):
+    with pytest.raises(UsageError, match="2.9"):
         taking.Overrides((), parts=("residual",))
 
 

@@ -16,6 +16,7 @@ from perfscope.record import to_dict
 from perfscope.trace import analyze, nesting, read
 from perfscope.trace import cache as store
 from perfscope.trace.analysis import analyze_files
+from perfscope.trace.host import link
 from perfscope.trace.intervals import both, union
 from perfscope.trace.names import kind
 from tests.trace_fuzz import classic, events
@@ -139,6 +140,21 @@ def test_small_trace_by_hand(tmp_path):
     assert (r.copies[0].bytes, r.copies[0].total_ns, r.copies[0].kind) == (8192, 40_000, "HtoD (Pageable -> Device)")
     assert (r.launches.count, r.launches.without_launch, r.launches.delay_median_ns) == (10, 0, 20_006)
     json.dumps(to_dict(a))
+
+
+def test_backward_work_belongs_to_the_last_forward_operator_of_its_number(tmp_path):
+    """An operator that records nothing for the backward pass carries the number of the next one that does."""
+    def host(name, cat, ts, dur, tid=1, **args):
+        return {"ph": "X", "cat": cat, "name": name, "pid": 1, "tid": tid, "ts": f"{ts}.000", "dur": f"{dur}.000", "args": args}
+    back = "autograd::engine::evaluate_function: ConvolutionBackward0"
+    out = [host("norm", "user_annotation", 100, 10), host("aten::detach", "cpu_op", 102, 2, **{"Sequence number": 7}),
+           host("conv", "user_annotation", 120, 10), host("aten::conv2d", "cpu_op", 122, 6, **{"Sequence number": 7}),
+           host(back, "cpu_op", 140, 10, tid=2, **{"Sequence number": 7}), host("cudaLaunchKernel", "cuda_runtime", 142, 1, tid=2, correlation=5),
+           {"ph": "X", "cat": "kernel", "name": "dgrad", "pid": 0, "tid": 7, "ts": "150.000", "dur": "9.000", "args": {"correlation": 5, "stream": 7, "device": 0}}]
+    (tmp_path / "t.json").write_bytes(classic(out))
+    rank = read(tmp_path / "t.json", cache=False).ranks[0]
+    links = link(rank)
+    assert [rank.names[n] for n in rank.events.name[links.module]] == ["conv"]
 
 
 def test_analysis_is_kept(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
+from perfscope.measure import machine
 from perfscope.record import Ceilings, Layer
 
 aten = torch.ops.aten
@@ -200,7 +201,7 @@ def ceilings(device: str | torch.device, dtype: str | torch.dtype) -> Ceilings:
         matmul = 2 * side ** 3 / matmul_s
         convolution = _convolution(device, kind, matmul)
         moved, copy_s = _copy(device)
-    tf32 = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    tf32 = device.type == "cuda" and machine.tf32()
     extra = {"matmul_side": side, "matmul_s": matmul_s, "copy_bytes": moved, "copy_s": copy_s, "tf32": tf32,
              "threads": torch.get_num_threads(), "matmul": matmul, "convolution": convolution}
     return Ceilings(max(matmul, convolution), moved / copy_s, name, extra)

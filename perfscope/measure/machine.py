@@ -151,6 +151,16 @@ def switches() -> dict[str, Any]:
         "mkldnn.enabled": lambda: torch.backends.mkldnn.enabled}.items()}
 
 
+def tf32() -> bool:
+    """Whether a GPU's float32 matmuls may run in TF32. PyTorch's newer switch (2.9) knows what the older one was set to; where the
+    newer one was set itself, reading the older one is an error.
+    """
+    import torch
+
+    newer = _try(lambda: torch.backends.cuda.matmul.fp32_precision)
+    return newer == "tf32" if newer is not None else torch.backends.cuda.matmul.allow_tf32
+
+
 def versions() -> dict[str, str]:
     """Python, torch, CUDA, cuDNN, the platform, and the packages that a run may use."""
     from importlib.metadata import version

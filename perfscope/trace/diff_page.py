@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perfscope import registry
-from perfscope.errors import EnvironmentError_
 from perfscope.sections import Html, escape, figure
 from perfscope.trace.diff import Diff
 from perfscope.trace.diff_blocks import blocks, pieces
-from perfscope.trace.page import block
+from perfscope.trace.page import block, put, shell
 
 COLOURS = {
     "compute": "#0072B2",
@@ -29,28 +27,14 @@ def build(d: Diff, name: str = "A and B") -> str:
     head, *rest = blocks(d)
     first, *others = head.lines
     drawn = {"step": _steps(d), "ops": _course(d)}
-    body = f'<header><h1>{escape(name)}</h1></header><p class="verdict">{escape(first)}</p>'
-    body += "".join(f'<p class="quiet">{escape(t)}</p>' for t in others)
-    body += "".join(
-        f'<section id="{b.name}"><h2>{escape(b.title)}</h2>{drawn.get(b.name, "")}{block(b)}</section>' for b in rest
-    )
-    page = registry.load("reports", "html").page
-    return page(name, f'<article class="run" id="run">{body}</article>', [(b.name, b.title) for b in rest])
+    top = f'<header><h1>{escape(name)}</h1></header><p class="verdict">{escape(first)}</p>'
+    top += "".join(f'<p class="quiet">{escape(t)}</p>' for t in others)
+    return shell(name, top, [(b.name, b.title, Html(drawn.get(b.name, "") + block(b))) for b in rest])
 
 
 def write(d: Diff, out) -> Path:
     """Writes the page and returns its path; a folder gets a `diff.html`. Raises EnvironmentError_."""
-    out = Path(out)
-    if out.is_dir():
-        out = out / "diff.html"
-    text = build(d, f"{Path(d.a.source).name} → {Path(d.b.source).name}")
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise EnvironmentError_(
-            f"cannot write {out}: {e.strerror or e}", "Give a path in a folder that exists."
-        ) from None
-    return out
+    return put(build(d, f"{Path(d.a.source).name} → {Path(d.b.source).name}"), out, "diff.html")
 
 
 def _steps(d: Diff) -> Html:

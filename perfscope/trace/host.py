@@ -38,7 +38,7 @@ def link(rank: Rank) -> Links:
 
     The operator is the innermost `cpu_op` that covers the start of the launching call. The module is the innermost
     `nn.Module` around that moment, where modules were recorded, else the innermost annotation other than the step's; work
-    of the backward pass has that of the forward operator with the same autograd sequence number.
+    of the backward pass has that of the last forward operator with the same autograd sequence number.
     """
     e = rank.events
     gpu = np.flatnonzero((e.cat == KERNEL) | (e.cat == MEMCPY) | (e.cat == MEMSET))
@@ -95,11 +95,13 @@ def _modules(rank: Rank, ops: Nest, call: np.ndarray, position: np.ndarray) -> n
     forward = np.flatnonzero(~back & (e.sequence[ops.rows] >= 0))
     if not len(forward):
         return result
-    numbers, first = np.unique(e.sequence[ops.rows[forward]], return_index=True)
+    # operators that record nothing for the backward pass carry the number of the next one that does: the last is that one
+    numbers, last = np.unique(e.sequence[ops.rows[forward]][::-1], return_index=True)
+    last = len(forward) - 1 - last
     want = np.flatnonzero((position >= 0) & back[position] & (sequence[position] >= 0))
     i = np.minimum(np.searchsorted(numbers, sequence[position[want]]), len(numbers) - 1)
     hit = numbers[i] == sequence[position[want]]
-    source = forward[first[i[hit]]]
+    source = forward[last[i[hit]]]
     module = at(ops.thread[source], ops.start[source])
     result[want[hit]] = np.where(module >= 0, module, result[want[hit]])
     return result

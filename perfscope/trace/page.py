@@ -41,10 +41,15 @@ def build(name: str, view: View) -> str:
     ]
     at = next((i for i, (n, *_) in enumerate(parts) if n == "steps"), 0)
     parts[at:at] = [p for p in sections(view) if p[2]]
-    body = f'<header><h1>{escape(name)}</h1><p class="facts">{escape(head.lines[0])}</p></header>' + "".join(
+    top = f'<header><h1>{escape(name)}</h1><p class="facts">{escape(head.lines[0])}</p></header>' + "".join(
         f"<p>{escape(t)}</p>" for t in head.lines[1:]
     )
-    body += "".join(f'<section id="{n}"><h2>{escape(t)}</h2>{h}</section>' for n, t, h in parts)
+    return shell(name, top, parts)
+
+
+def shell(name: str, top: str, parts: list[tuple[str, str, Html]]) -> str:
+    """A page in the report's own shell: what stands at the top, then the parts (name, title, HTML). Raises EnvironmentError_ without plotly."""
+    body = top + "".join(f'<section id="{n}"><h2>{escape(t)}</h2>{h}</section>' for n, t, h in parts)
     page = registry.load("reports", "html").page
     return page(name, f'<article class="run" id="run">{body}</article>', [(n, t) for n, t, _ in parts])
 
@@ -99,11 +104,15 @@ def block(b: Block) -> Html:
 
 def write(trace, out, analysis: Analysis, rank: RankAnalysis, limit_bytes: int | None = None) -> Path:
     """Writes the page of an analysed trace and returns its path; a folder gets a `trace.html`. Raises EnvironmentError_."""
+    name = "standard input" if str(trace) == "-" else Path(trace).resolve().name
+    return put(build(name, View(analysis, rank, columns(trace, rank, analysis.detail, limit_bytes))), out, "trace.html")
+
+
+def put(text: str, out, name: str) -> Path:
+    """Writes a page to the file `out`, or to `name` if that is a folder; returns the path. Raises EnvironmentError_."""
     out = Path(out)
     if out.is_dir():
-        out = out / "trace.html"
-    name = "standard input" if str(trace) == "-" else Path(trace).resolve().name
-    text = build(name, View(analysis, rank, columns(trace, rank, analysis.detail, limit_bytes)))
+        out = out / name
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as e:

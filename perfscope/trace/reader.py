@@ -200,18 +200,20 @@ class _Reader:
         flow's category comes late in its text, so that msgspec reads a flow twice to know what it is.
         """
         device = self.detail == "summary" and not self.builder.operators
-        by_category = (True, False) if self.unknown <= PATIENCE else (False,)
-        for way in ("device", *by_category) if device else by_category:
+        ways = ("phase of the device",) * device + ("category",) * (self.unknown <= PATIENCE) + ("phase",)
+        for way in ways:
             for exact in (True,) if self.exact else (False, True):
                 try:
-                    known = decoder(self.detail, exact, self.builder.annotated) if way is True else None
-                    events = (known or LISTS[self.detail, exact]).decode(whole)
+                    decode = decoder(self.detail, exact, self.builder.annotated) if way == "category" else LISTS[self.detail, exact]
+                    events = decode.decode(whole)
                 except REFUSED:
                     break
-                if self.builder.add(events, exact, way == "device"):
+                if self.builder.add(events, exact, way == "phase of the device"):
                     self.exact = self.exact or exact
-                    if way != "device":
-                        self.unknown = max(0, self.unknown - 1) if way else self.unknown + 1
+                    if way == "category":
+                        self.unknown = max(0, self.unknown - 1)
+                    elif way == "phase":
+                        self.unknown += 1
                     return True
         return False
 

@@ -392,11 +392,11 @@ def record_elsewhere(process, options, out, *, steps: int, warmup: int, shapes: 
 
 def answer(request: dict) -> dict:
     """What the process of its own does."""
-    from perfscope.diagnose import default_batch
     from perfscope.options import options_from
+    from perfscope.workload.fit import one_size
 
     wanted = {n: request[n] for n in ("steps", "warmup", "shapes")}
-    recorder = record_model(options_from(request["options"]), request["out"], default_batch=default_batch, **wanted)
+    recorder = record_model(options_from(request["options"]), request["out"], default_batch=one_size, **wanted)
     return {"file": str(recorder.files[0]), "batch_size": recorder.batch_size}
 
 

@@ -14,11 +14,12 @@ import torch
 from perfscope.errors import PerfscopeError, WorkloadError
 from perfscope.measure.machine import memory_now
 from perfscope.measure.ranks import is_lost, lost
-from perfscope.workload.step import Prepared, load_batches, make_variant, traceback_text
+from perfscope.workload.step import Prepared, load_batches, make_variant, present_parts, traceback_text
 
 CPU_STEP_S = 0.15               # on a CPU, the default's largest step takes about this long: three sizes get 20 rounds in a minute
 CPU_LARGEST = 256
 GPU_DEFAULT = (128, 256, 512, 1024)
+ONE_CPU_STEP_S, ONE_GPU = 0.1, (64, 256, 512)   # the same for a single size: a diagnosis takes some 50 steps of it
 SAFE = 0.9                      # of the memory that is free: what a CPU run may use before it counts as out of memory
 TIMED_TRIALS = 3                # timed steps of a trial; the fastest counts
 VERY_SLOW_S = 1.0               # a step this slow is tried once
@@ -190,6 +191,14 @@ def default_sizes(prepared: Prepared, parts, on_try=lambda size: None) -> list[P
     top = max(fitting)
     wanted = sorted({max(1, top // 4), max(1, top // 2), top})
     return [tried.get(s) or pilot(prepared, s, parts) for s in wanted]
+
+
+def one_size(prepared: Prepared) -> int:
+    """The batch size of a diagnosis if none was asked for: 512 on a GPU, or what fits; on a CPU what takes up to ONE_CPU_STEP_S."""
+    if prepared.device.type == "cuda":
+        return max((p.batch_size for p in try_sizes(prepared, ONE_GPU, ("optimizer",)) if p.status == "ok"), default=8)
+    pilots = default_sizes(prepared, present_parts(prepared, load_batches(prepared, 2)))
+    return max((p.batch_size for p in pilots if p.step_s <= ONE_CPU_STEP_S), default=pilots[0].batch_size)
 
 
 def largest_batch(prepared: Prepared, pilots: list[Pilot], parts) -> int | None:

@@ -21,6 +21,8 @@ from typing import Callable
 
 import torch
 
+from perfscope.errors import UsageError
+
 #: Parts that are taken away by overriding operators; the others belong to the step (perfscope.workload.step).
 OPERATOR_PARTS = ("norm", "activation", "attention", "dropout", "residual", "pooling", "embedding")
 
@@ -204,7 +206,8 @@ class Overrides:
 
     def _put_residual(self):
         if not hasattr(torch.library, "get_kernel"):
-            raise NotImplementedError("separating residual additions needs torch >= 2.9 (torch.library.get_kernel)")
+            raise UsageError("separating residual additions needs torch 2.9 or newer (torch.library.get_kernel)",
+                             f"This is torch {torch.__version__}: leave the part 'residual' out.")
         for name in ("add.Tensor", "add_.Tensor"):
             kernel = torch.library.get_kernel(f"aten::{name}", self.keys[0])
 
