@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from perfscope.measure import stats
+from perfscope.measure import heap, stats
 from perfscope.measure.clock import process_clock, steps_per_sample
 from perfscope.measure.rounds import Timed, measure_rounds
 from perfscope.workload import Workload, step
@@ -50,12 +50,13 @@ def small_net() -> Workload:
 
 
 @contextmanager
-def one_thread():
-    """Torch on one thread inside, as before afterwards."""
+def still():
+    """Torch on one thread inside, as before afterwards; and a steady heap, as all steps are timed in."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with heap.steady("cpu"):
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -101,7 +102,7 @@ class Bench:
 
 def v2_trials(trials: int, share: float = 0.10, seed: int = 0):
     """Per trial (A/A interval, planted interval, rounds): the full step twice, and once with `share` of it planted."""
-    with one_thread():
+    with still():
         bench, found = Bench(), []
         full = bench.ladder[-1]
         for trial in range(trials):
@@ -119,7 +120,7 @@ def v5_trials(trials: int, share: float = 0.20, seed: int = 1000):
     written on the step grew by about 11 % more than that (0.5, 1 and 2 ms alike; nobody knows why). So V5 shows that the
     ladder puts a delay where it belongs, not that a spin has the length that was asked for.
     """
-    with one_thread():
+    with still():
         bench, found = Bench(), []
         delay_s = share * bench.step_s
         full = bench.ladder[-1]

@@ -19,7 +19,7 @@ import torch
 
 from perfscope import variants as design
 from perfscope.errors import EnvironmentError_, PerfscopeError, UsageError, WorkloadError
-from perfscope.measure import attribution, floor, machine
+from perfscope.measure import attribution, floor, heap, machine
 from perfscope.measure.clock import clock_for
 from perfscope.measure.ranks import Ranks, is_lost, join, lost
 from perfscope.measure.rounds import LEAD_IN_STEPS, LEAD_IN_STEPS_CPU, Progress
@@ -300,7 +300,8 @@ def _sweep(prepared, options, order, pilots, ranks: Ranks, state: State, listene
     if chosen == "auto":
         chosen = ranks.agree(design.affordable(order, per_round, 1, options.budget_s * (1 - 0.25)))
     sets = design.variant_sets(order, chosen)
-    state.put(write=False, method={**state.run.method, "attribution": chosen, "order": list(order), "lead_in_steps": lead_in})
+    state.put(write=False, method={**state.run.method, "attribution": chosen, "order": list(order), "lead_in_steps": lead_in,
+                                   **({"heap": "kept"} if prepared.device.type == "cpu" else {})})
     blocks = [Block(p.batch_size, cost, 0.0) for p, cost in zip(pilots, per_round)]
     random.Random(options.seed).shuffle(blocks)
     left_s = options.budget_s
@@ -313,10 +314,11 @@ def _sweep(prepared, options, order, pilots, ranks: Ranks, state: State, listene
 
         def partly(batch: BatchResult) -> None:
             state.put_batch(batch, write=time.perf_counter() - state.saved > SAVE_EVERY_S)
-        batch, warnings = measure_block(
-            prepared, block, order, sets, attribution=chosen, clock=clock, lead_in=lead_in, seed=options.seed,
-            target=options.precision or PRECISION, ranks=ranks, on_batch=partly,
-            progress=lambda p: listener.rounds(block.batch_size, p))
+        with heap.steady(prepared.device.type):
+            batch, warnings = measure_block(
+                prepared, block, order, sets, attribution=chosen, clock=clock, lead_in=lead_in, seed=options.seed,
+                target=options.precision or PRECISION, ranks=ranks, on_batch=partly,
+                progress=lambda p: listener.rounds(block.batch_size, p))
         state.warn(*warnings)
         state.put_batch(batch)
         left_s -= time.perf_counter() - begin

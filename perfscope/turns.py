@@ -44,12 +44,11 @@ def take_turns(make: Callable[[tuple[str, ...]], Workload], stacks: dict[str, tu
                progress: Callable[[Progress], None] | None = None) -> Turns:
     """Times the versions in turns. `make(stack)` gives the workload with these cures; `stacks`: version -> its cures.
 
-    keep_heap  on a CPU, malloc keeps what any version frees. Otherwise luck decides: whether the memory of a step is given back, and
-               its pages are faulted in again, depends on what lies at the end of the heap, in this process, for this version.
+    keep_heap  all versions are timed within heap.steady
     A version that fails is left out, with its error. WorkloadError if the original fails or nothing is left to compare.
     """
     device = step.check_device(device)
-    with heap.kept() if keep_heap and device.type == "cpu" else contextlib.nullcontext():
+    with heap.steady(device.type) if keep_heap else contextlib.nullcontext():
         return _turns(make, stacks, device, batch_size, budget_s, target, max_rounds, seed, keep_original, progress)
 
 

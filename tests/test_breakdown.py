@@ -343,6 +343,24 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_measured(tm
     assert stages == [] and caught.value.exit_code == 3 and "--out" in caught.value.hint
 
 
+def test_batch_sizes_are_measured_on_a_heap_that_keeps_what_a_step_frees(monkeypatch):
+    """Each in a heap of its own, which is left before the next, and also when a size fails."""
+    from contextlib import contextmanager
+    seen, measure = [], verb.measure_block
+
+    @contextmanager
+    def steady(device):
+        seen.append(device)
+        try:
+            yield
+        finally:
+            seen.append("left")
+    monkeypatch.setattr(verb.heap, "steady", steady)
+    monkeypatch.setattr(verb, "measure_block", lambda prepared, block, *a, **k: (seen.append("measured"), measure(prepared, block, *a, **k))[1])
+    assert perfscope.breakdown(mine(), (2, 4), **QUICK).method["heap"] == "kept"
+    assert seen == ["cpu", "measured", "left"] * 2
+
+
 # ---------------------------------------------------------------- precision, names
 
 def test_intervals_that_are_too_wide_are_told_with_what_helps():

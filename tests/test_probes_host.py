@@ -564,6 +564,11 @@ libc.prctl(heap.SET_THP_DISABLE, 1, 0, 0, 0)    # the faults below are of small 
 if {freed}:
     libc.free(libc.malloc({freed}))
 print(heap.usual()[heap.MMAP_THRESHOLD], heap.usual()[heap.TRIM_THRESHOLD])
+if {settled}:
+    with heap.steady("cuda"), heap.steady("cpu"):
+        print(sorted({{heap.is_mapped(libc.malloc(size)) for size in (1 << 20, 40 << 20)}}))
+    print([heap.is_mapped(libc.malloc(size)) for size in (31 << 20, 33 << 20)])
+    raise SystemExit
 def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     block = libc.malloc(size)
@@ -582,6 +587,17 @@ for size in (30 << 20, 80 << 20):
 
 
 @pytest.mark.skipif(not heap.listens(), reason="malloc is not glibc's")
+def test_a_steady_heap_leaves_what_the_rule_of_glibc_ends_at():
+    """Inside no block is mapped on its own; afterwards those above 32 MiB are, whatever the process had come to before."""
+    import subprocess
+    import sys
+
+    from perfscope import elsewhere
+    done = subprocess.run([sys.executable, "-c", HEAP.format(freed=0, settled=True)], capture_output=True, text=True, env=elsewhere.environment())
+    assert done.stdout.splitlines()[1:] == ["[False]", "[False, True]"], done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not heap.listens(), reason="malloc is not glibc's")
 @pytest.mark.parametrize("freed", [0, 20 << 20])
 def test_what_malloc_had_come_to_is_found_kept_and_given_back(freed):
     """glibc's own rule is the truth (mallopt(3)): the threshold is the largest mapped block that was freed, and 128 KiB before."""
@@ -589,7 +605,7 @@ def test_what_malloc_had_come_to_is_found_kept_and_given_back(freed):
     import sys
 
     from perfscope import elsewhere
-    done = subprocess.run([sys.executable, "-c", HEAP.format(freed=freed)], capture_output=True, text=True, env=elsewhere.environment())
+    done = subprocess.run([sys.executable, "-c", HEAP.format(freed=freed, settled=False)], capture_output=True, text=True, env=elsewhere.environment())
     numbers = [int(n) for n in done.stdout.split()]
     assert len(numbers) == 8, done.stderr
     mapped, trimmed, *seen = numbers

@@ -52,13 +52,13 @@ def test_the_heap_is_kept_for_all_versions_or_left_alone(monkeypatch, keep):
     seen = []
 
     @contextmanager
-    def kept():
-        seen.append("kept")
+    def steady(device):
+        seen.append(device)
         yield
         seen.append("left")
-    monkeypatch.setattr(turns.heap, "kept", kept)
+    monkeypatch.setattr(turns.heap, "steady", steady)
     turns.take_turns(lambda stack: seen.append("made") or replace(make(stack), contexts=()), {turns.BEFORE: (), "same": ()}, keep_heap=keep, **LIMITS)
-    assert seen == (["kept", "made", "made", "left"] if keep else ["made", "made"])
+    assert seen == (["cpu", "made", "made", "left"] if keep else ["made", "made"])
 
 
 def test_only_the_cures_of_the_heap_itself_forbid_to_keep_it():

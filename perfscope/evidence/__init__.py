@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Callable
 from unittest import mock
 
@@ -61,6 +62,7 @@ def gather(prepared: Prepared, batches: Batches, layers=("config", "model", "ops
         step_s = step_seconds(variant.step, clock)
     observed = observe(prepared, variant, clock, steps_to_observe(step_s))
     observed |= _compiled_since(compiled_before)
+    step_s = min(step_s, median(observed["step_s"]))        # the first is a mean over a few steps: one stall spoils it
     config = settings(prepared, batches, step_s, observed)
     modules, ops = record(prepared, batches) if {"model", "ops"} & set(layers) else (None, None)
     inside = prepared.workload.within()         # as a decorator: entered anew at each call

@@ -11,6 +11,7 @@ import ctypes
 import os
 import platform
 from functools import lru_cache
+from typing import Callable
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4       # malloc.h
@@ -61,23 +62,44 @@ def usual() -> dict[int, int]:
     return {MMAP_MAX: most, MMAP_THRESHOLD: threshold, TRIM_THRESHOLD: trim}
 
 
+def settled() -> dict[int, int]:
+    """Where that rule ends in a process that has freed a block of 32 MiB or more, in bytes; or what its environment asks for."""
+    asked = {MMAP_MAX: ("MALLOC_MMAP_MAX_", 65536), MMAP_THRESHOLD: ("MALLOC_MMAP_THRESHOLD_", LARGEST),
+             TRIM_THRESHOLD: ("MALLOC_TRIM_THRESHOLD_", 2 * LARGEST)}
+    return {what: int(os.environ.get(name, value)) for what, (name, value) in asked.items()}
+
+
 @contextlib.contextmanager
-def tuned(values: dict[int, int]):
-    """These settings of mallopt while inside, then those that glibc had come to by itself. With another malloc it does nothing."""
+def _within(values: dict[int, int], afterwards: Callable[[], dict[int, int]]):
     if not listens():
         yield
         return
-    before, c = usual(), libc()
+    after, c = afterwards(), libc()
     for name, value in values.items():
         c.mallopt(name, value)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in after.items():
             c.mallopt(name, value)
         c.malloc_trim(0)                        # what was kept would serve the steps of another version
+
+
+def tuned(values: dict[int, int]) -> contextlib.AbstractContextManager:
+    """These settings of mallopt while inside, then those that glibc had come to by itself. With another malloc it does nothing."""
+    return _within(values, usual)
 
 
 def kept() -> contextlib.AbstractContextManager:
     """While inside, what a step frees is kept for the next one."""
     return tuned(KEEP)
+
+
+def steady(device: str) -> contextlib.AbstractContextManager:
+    """What steps on a device of this type are compared in: on a CPU, a heap that keeps what they free.
+
+    Otherwise luck decides: whether the memory of a step is given back, and its pages are faulted in again, depends on what lies at
+    the end of the heap, in this process, for this version of the step. Any mallopt ends glibc's own rule for good; so that what the
+    caller trains afterwards is not slower for having been measured, it leaves behind what the rule would have come to.
+    """
+    return _within(KEEP, settled) if device == "cpu" else contextlib.nullcontext()
