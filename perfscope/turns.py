@@ -22,7 +22,6 @@ from perfscope.workload import Workload, feed, fit, step
 from perfscope.workload.resolve import resolve
 
 BEFORE = "before"
-BURSTS = 4                  # a loader with w workers delivers w batches at once: a sample is at least so many times w steps
 WARM_S = 3.0                # of warm-up per version after its build steps, at most
 
 
@@ -78,7 +77,7 @@ def _turns(make, stacks, device, batch_size, budget_s, target, max_rounds, seed,
             fit.release()
     if len(timed) < 2:
         return Turns((), errors, peaks, losses, "nothing to compare", k)
-    k = max(k, BURSTS * feed.workers())
+    k = feed.whole_bursts(k)
     names = [t.name for t in timed if t.name != BEFORE]
 
     def half_width(rounds) -> float:

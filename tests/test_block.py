@@ -1,5 +1,8 @@
 """One batch size, from building its variants to its rounds: guards, warnings, own cost, and everything that can break off."""
 
+import time
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,7 @@ from perfscope.errors import WorkloadError
 from perfscope.measure import machine
 from perfscope.measure.clock import Clock
 from perfscope.workload import block as blocks
-from perfscope.workload import step
+from perfscope.workload import feed, step
 from tests import small
 from tests.small import ConvNet, Transformer, assert_pristine, images, taken, tokens
 
@@ -284,3 +287,40 @@ def test_a_transformer_with_tokens():
     batch, warnings = measured(prepared, parts, size=2, budget_s=30.0)
     assert batch.status == "ok" and len(batch.variants) == 6 and all(g.finite for g in batch.guards.values())
     assert set(codes(warnings)) <= {"odd-activations"}
+
+
+# ---------------------------------------------------------------- loading ahead
+
+@pytest.mark.parametrize("load_ahead", [feed.in_thread, lambda data: data])
+def test_only_the_variant_with_data_loads(monkeypatch, load_ahead):
+    """Otherwise it would get the batches made during the others' turns for nothing, and loading would seem to cost nothing."""
+    current, loaded, enter, leave = [None], [], step.VariantStep.enter, step.VariantStep.leave
+
+    def data(n):
+        while True:
+            loaded.append(current[0])
+            time.sleep(0.003)                       # slower than the step: there is always a batch to be made
+            yield images(n), torch.zeros(n, dtype=torch.int64)
+
+    def entered(variant):
+        current[0] = variant.name
+        return enter(variant)
+
+    def left(variant):
+        leave(variant)
+        current[0] = None
+    prepared, _, parts = taken(ConvNet(), images())
+    prepared = replace(prepared, workload=replace(prepared.workload, data=feed.stoppable(load_ahead(data))))
+    monkeypatch.setattr(step.VariantStep, "enter", entered)
+    monkeypatch.setattr(step.VariantStep, "leave", left)
+    batch, _ = measured(prepared, (*parts, "data"))
+    assert batch.status == "ok" and batch.reference.endswith("+data") and len(batch.rounds) >= 6
+    assert loaded.count(batch.reference) >= 6 and set(loaded) <= {batch.reference, None}
+
+
+def test_a_sample_covers_the_bursts_of_the_workers(monkeypatch):
+    monkeypatch.setattr(blocks.feed, "whole_bursts", lambda k: k + 1000)
+    prepared, _, parts = taken(ConvNet(), images())
+    monkeypatch.setattr(blocks.rounds, "measure_rounds", lambda timed, *, k, **rest: (_ for _ in ()).throw(KeyboardInterrupt(k)))
+    batch, _ = measured(prepared, parts)
+    assert batch.steps_per_sample > 1000 and batch.stop == "interrupted"

@@ -1,5 +1,6 @@
 """What fits: batch sizes tried in strides, out of memory as a row, the largest batch that fits; with scripted memory and in earnest."""
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from perfscope.errors import PerfscopeError, WorkloadError
 from perfscope.measure.ranks import LOST
-from perfscope.workload import Workload, fit, step
+from perfscope.workload import Workload, feed, fit, step
 from perfscope.workload.fit import Pilot
 
 MIB = 1 << 20
@@ -148,6 +150,20 @@ def test_one_size_fits_the_memory_and_on_a_cpu_the_time(monkeypatch, kind, sampl
     monkeypatch.setattr(fit, "load_batches", lambda prepared, n: None)
     monkeypatch.setattr(fit, "present_parts", lambda prepared, batches: ())
     assert fit.one_size(m.prepared) == size
+
+
+@pytest.mark.parametrize("workers, burst", [(0, 1), (1, feed.BURSTS)])
+def test_a_pilot_knows_how_many_steps_cover_the_bursts_of_the_workers(workers, burst):
+    gc.collect()                                    # pipelines of other tests
+    samples = TensorDataset(torch.randn(8, 3), torch.zeros(8, dtype=torch.int64))
+
+    def data(n):
+        while True:
+            yield from DataLoader(samples, n, num_workers=workers)
+    model = nn.Linear(3, 2)
+    prepared = step.prepare(Workload(model, nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), lambda n: samples[:n],
+                                     feed.stoppable(data)), device="cpu")
+    assert fit.pilot(prepared, 4, ("optimizer", "data")).burst == burst
 
 
 # ---------------------------------------------------------------- errors

@@ -13,7 +13,7 @@ from perfscope.measure import attribution, machine, rounds, warmup
 from perfscope.measure.clock import Clock, steps_per_sample, timed_steps
 from perfscope.measure.ranks import Ranks
 from perfscope.record import BatchResult, Guard, Variant, Warned, variant_name
-from perfscope.workload import fit
+from perfscope.workload import feed, fit
 from perfscope.workload import parts as taking
 from perfscope.workload.sane import all_finite, make_sane
 from perfscope.workload.step import (DTYPES, Batches, Prepared, VariantStep, autocast, build, call_model, capture,
@@ -106,7 +106,7 @@ def _ready(prepared, batches, block, order, sets, batch, clock, ranks, warnings)
             steps.append(variant)
     names = {v.name for v in steps}
     with full:
-        k = steps_per_sample(full.step, clock, agree=ranks.agree)
+        k = ranks.agree(feed.whole_bursts(steps_per_sample(full.step, clock, agree=ranks.agree)))
     return steps, replace(batch, variants=tuple(v for v in batch.variants if v.name in names), steps_per_sample=k, guards=guards,
                           warmup=warmups, peak_memory_bytes=peaks)
 
@@ -116,6 +116,7 @@ def _timed(prepared, batches, block, steps, batch, clock, lead_in, seed, target,
     full = next(v for v in steps if v.name == batch.reference)
     timed = [_timed_variant(prepared, batches, v, v is full, warnings, block.batch_size) for v in steps]
     so_far = lambda done: replace(batch, rounds=tuple(done))  # noqa: E731
+    feed.quiet()
     with machine.watch(prepared.device) as watch:
         measured = rounds.measure_rounds(
             timed, clock=clock, k=batch.steps_per_sample, rng_seed=seed * 1_000_003 + block.batch_size,
@@ -154,7 +155,11 @@ def _timed_variant(prepared, batches, variant, is_full, warnings, size) -> round
                                    "The launch-bound share is missing; everything else stands.", size))
     if prepared.cuda_graph:
         step, replay = replay, None
-    return rounds.Timed(variant.name, step, variant.enter, variant.leave, replay)
+
+    def leave() -> None:
+        variant.leave()
+        feed.quiet()                            # what loads ahead for this variant must not do so in the turn of one without data
+    return rounds.Timed(variant.name, step, variant.enter, leave, replay)
 
 
 def _said(variant, guard: Guard, warm, finite, size, reference) -> list[Warned]:

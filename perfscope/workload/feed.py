@@ -10,14 +10,15 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from perfscope.workload.ahead import DEPTH, LIVE, in_thread
 
-__all__ = ["Epoch", "Swapped", "in_thread", "limited", "pinned", "quiet", "rebuilt", "resident", "stoppable", "workers"]
+BURSTS = 4                  # a loader with w workers delivers w batches at once: a sample is at least so many times w steps
+
+__all__ = ["Epoch", "Swapped", "in_thread", "limited", "pinned", "quiet", "rebuilt", "resident", "stoppable", "whole_bursts"]
 
 
 # ---------------------------------------------------------------- whoever measures in turns
@@ -37,9 +38,9 @@ def quiet() -> None:
         loading.stop()
 
 
-def workers() -> int:
-    """The most workers that any `stoppable` pipeline has. They deliver in bursts: time a multiple of this many steps."""
-    return max((loading.workers for loading in list(LIVE)), default=0)
+def whole_bursts(k: int) -> int:
+    """`k` steps, or as many as BURSTS of the `stoppable` pipelines there are: the steps of one sample."""
+    return max(k, BURSTS * max((loading.workers for loading in list(LIVE)), default=0))
 
 
 # ---------------------------------------------------------------- page-locked
@@ -164,10 +165,13 @@ class Swapped:
             if not isinstance(new, DataLoader):
                 return iter(new)
             return Epoch(new, usual) if new.num_workers else usual(new)
-        with mock.patch.object(DataLoader, "__iter__", begin):
+        DataLoader.__iter__ = begin             # by hand: mock.patch takes as long as a small batch
+        try:
             if self.iterator is None:
                 self.iterator = iter(self.make())
             batch = next(self.iterator)
+        finally:
+            DataLoader.__iter__ = usual
         if self.needed and not changed:
             raise ValueError("the input pipeline does not use a DataLoader")
         return batch

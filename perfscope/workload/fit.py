@@ -14,6 +14,7 @@ import torch
 from perfscope.errors import PerfscopeError, WorkloadError
 from perfscope.measure.machine import memory_now
 from perfscope.measure.ranks import is_lost, lost
+from perfscope.workload import feed
 from perfscope.workload.step import Prepared, load_batches, make_variant, present_parts, traceback_text
 
 CPU_STEP_S = 0.15               # on a CPU, the default's largest step takes about this long: three sizes get 20 rounds in a minute
@@ -37,6 +38,7 @@ class Pilot:
     step_s: float = 0.0
     error: str = ""
     bytes: int = 0              # of host memory that the step took, where known
+    burst: int = 1              # steps that a sample has at least: more than 1 if workers load ahead
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -79,7 +81,7 @@ def pilot(prepared: Prepared, batch_size: int, parts: Iterable[str]) -> Pilot:
                 fastest = min(fastest, time.perf_counter() - begin)
                 if fastest > VERY_SLOW_S:
                     break
-        return Pilot(batch_size, step_s=fastest, bytes=max(0, _host_bytes() - start_bytes))
+        return Pilot(batch_size, step_s=fastest, bytes=max(0, _host_bytes() - start_bytes), burst=feed.whole_bursts(1))
     except Exception as e:
         if not is_out_of_memory(e):
             raise own_error(e, batch_size) from None
