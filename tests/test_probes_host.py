@@ -586,6 +586,37 @@ for size in (30 << 20, 80 << 20):
 """
 
 
+FORGOTTEN = """
+from perfscope.measure import heap
+libc = heap.libc()
+def mapped(mib):                                # more every time: a free end of the heap serves no larger block
+    block = libc.malloc(mib << 20)
+    found = heap.is_mapped(block)
+    libc.free(block)
+    return found
+forgotten = heap.kept()
+forgotten.__enter__()
+with heap.kept():
+    del forgotten
+    print(mapped(40))
+    with heap.tuned(dict([(heap.MMAP_MAX, 65536), (heap.MMAP_THRESHOLD, heap.LEAST), (heap.TRIM_THRESHOLD, heap.LEAST)])):
+        print(mapped(80))
+    print(mapped(120))
+print(mapped(160))
+"""
+
+
+@pytest.mark.skipif(not heap.listens(), reason="malloc is not glibc's")
+def test_a_heap_that_was_forgotten_takes_nothing_from_the_next():
+    """Left when it is collected, it must not end what another has set; nor does an inner one end its outer one."""
+    import subprocess
+    import sys
+
+    from perfscope import elsewhere
+    done = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, env=elsewhere.environment())
+    assert done.stdout.split() == ["False", "True", "False", "True"], done.stderr
+
+
 @pytest.mark.skipif(not heap.listens(), reason="malloc is not glibc's")
 def test_a_steady_heap_leaves_what_the_rule_of_glibc_ends_at():
     """Inside no block is mapped on its own; afterwards those above 32 MiB are, whatever the process had come to before."""

@@ -20,6 +20,7 @@ KEEP = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}             # no memory is given
 SET_THP_DISABLE, GET_THP_DISABLE = 41, 42                   # prctl.h: no transparent huge pages for this process
 MAPPED = 2                                                  # in the word before a block: it was mapped on its own
 OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
+_ACTIVE: list[dict[int, int]] = []                          # settings that are in force, the innermost last
 
 
 def listens() -> bool:
@@ -71,18 +72,24 @@ def settled() -> dict[int, int]:
 
 @contextlib.contextmanager
 def _within(values: dict[int, int], afterwards: Callable[[], dict[int, int]]):
+    """Contexts are not always left in order: one that was forgotten is left when it is collected, in the middle of another's steps."""
     if not listens():
         yield
         return
-    after, c = afterwards(), libc()
-    for name, value in values.items():
-        c.mallopt(name, value)
+    mine, after = dict(values), afterwards()
+    _ACTIVE.append(mine)
+    _set(mine)
     try:
         yield
     finally:
-        for name, value in after.items():
-            c.mallopt(name, value)
-        c.malloc_trim(0)                        # what was kept would serve the steps of another version
+        _ACTIVE[:] = [active for active in _ACTIVE if active is not mine]
+        _set(_ACTIVE[-1] if _ACTIVE else after)
+        libc().malloc_trim(0)                   # what was kept would serve the steps of another version
+
+
+def _set(values: dict[int, int]) -> None:
+    for name, value in values.items():
+        libc().mallopt(name, value)
 
 
 def tuned(values: dict[int, int]) -> contextlib.AbstractContextManager:
