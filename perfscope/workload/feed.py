@@ -165,7 +165,7 @@ class Swapped:
             if not isinstance(new, DataLoader):
                 return iter(new)
             return Epoch(new, usual) if new.num_workers else usual(new)
-        DataLoader.__iter__ = begin             # by hand: mock.patch takes as long as a small batch
+        DataLoader.__iter__ = begin             # for every batch: by hand, without the work of mock.patch
         try:
             if self.iterator is None:
                 self.iterator = iter(self.make())
